@@ -1,0 +1,5 @@
+"""The readable, exact Swin Transformer V2: the judge every other form of the model is compared with.
+
+Read in this order: ``config``, ``windows``, ``position_bias``, ``attention``, ``model``; then ``variants`` (the published sizes),
+``checkpoint`` (weights of Microsoft, SimMIM, timm, Hugging Face) and ``preprocessing``. Nothing here knows ONNX, INT8 or an engine.
+"""

@@ -1,0 +1,82 @@
+"""Scaled cosine window attention.
+
+Shape letters: B batch, n windows of an image, N tokens of a window, C channels in and out, k heads, d channels of a head.
+
+Source: Swin Transformer V2, section 3.2, equation 2; microsoft/Swin-Transformer models/swin_transformer_v2.py (f82860b).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reference_model.position_bias import PositionBias
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""The learned temperature is clamped so that a cosine is multiplied by 100 at most."""
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside each window: ``softmax(cos(q, k) * scale + bias + mask) v``.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads k, possibly fewer than trained after pruning.
+        head_dim: Channels d of a head.
+        pretrained_window_size: Window that normalizes the position bias; 0 means the window in use.
+        qkv_bias: Whether query and value have a bias. Key has none.
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, head_dim: int, pretrained_window_size: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim
+        self.pretrained_window_size = pretrained_window_size
+        width = num_heads * head_dim
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+        self.cpb_mlp = PositionBias(num_heads)
+        self.qkv = nn.Linear(dim, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.proj = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """Attend within windows.
+
+        Args:
+            x: Tokens of all windows, (B*n, N, C).
+            window: Height and width of the window, with product N.
+            mask: Additive mask (n, N, N) or None.
+
+        Returns:
+            Tokens (B*n, N, C).
+        """
+        rows, tokens, _ = x.shape
+        qkv = self.qkv(x)
+        bias = self.qkv_bias()
+        if bias is not None:
+            qkv = qkv + bias.to(qkv.dtype)
+        q, k, v = qkv.view(rows, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        # Logits reach 116, so under autocast they stay in float32: bfloat16 would round them by up to 0.5.
+        with torch.autocast(x.device.type, enabled=False):
+            scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+            precise = torch.promote_types(q.dtype, torch.float32)
+            q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
+            logits = q @ k.transpose(-2, -1) * scale
+            logits = logits + self.cpb_mlp(window, self.pretrained_window_size)
+            if mask is not None:
+                windows = mask.shape[0]
+                logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
+                logits = logits.view(rows, self.num_heads, tokens, tokens)
+            weights = logits.softmax(dim=-1).to(v.dtype)
+        out = (weights @ v).transpose(1, 2).reshape(rows, tokens, -1)
+        return self.proj(out)
+
+    def qkv_bias(self) -> Tensor | None:
+        """Bias of the joint projection, (3*k*d,), zero for the keys; None when there is none."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])

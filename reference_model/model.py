@@ -1,0 +1,277 @@
+"""Swin Transformer V2: encoder, image classifier and backbone. Read it top-down.
+
+Shape letters: B batch, H W height and width of a stage's map in tokens, C channels of a stage, K classes.
+
+Source: Swin Transformer V2 (arXiv:2111.09883); microsoft/Swin-Transformer models/swin_transformer_v2.py (f82860b).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reference_model.attention import WindowAttention
+from reference_model.config import ConfigError, SwinV2Config
+from reference_model.windows import pad_map, plan_windows, shift_mask, window_partition, window_reverse
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderOutput:
+    """What the encoder computes.
+
+    Attributes:
+        last_hidden_state: Normalized tokens of the last stage, (B, H*W, C).
+        pooler_output: Their mean, (B, C).
+        feature_maps: Name to map (B, C, H, W), before patch merging and without the final norm; only those asked for.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor
+    feature_maps: dict[str, Tensor]
+
+
+class SwinV2(nn.Module):
+    """The encoder, base of every task. Use :func:`build_model` to get the right one for a config."""
+
+    def __init__(self, config: SwinV2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        if config.use_absolute_embeddings:
+            grid = [-(-side // config.patch_size) for side in config.image_size]
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], config.embed_dim))
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        starts = [0, *accumulate(config.depths)]
+        self.layers = nn.ModuleList(
+            Stage(config, stage, rates[starts[stage] : starts[stage + 1]]) for stage in range(config.num_stages)
+        )
+        self.norm = nn.LayerNorm(config.final_dim, eps=config.layer_norm_eps)
+
+    def encode(self, images: Tensor, out_features: tuple[str, ...] = ()) -> EncoderOutput:
+        """Encode (B, 3, height, width) images of any size.
+
+        Args:
+            images: Normalized pixels, float.
+            out_features: Feature maps to keep, from ``config.stage_names``.
+        """
+        x = self.patch_embed(images)
+        if self.config.use_absolute_embeddings:
+            x = x + self.position_embedding(x.shape[1], x.shape[2])
+        features = {"stem": x}
+        for name, stage in zip(self.config.stage_names[1:], self.layers, strict=True):
+            features[name], x = stage(x)
+        tokens = self.norm(x).flatten(1, 2)
+        return EncoderOutput(
+            last_hidden_state=tokens,
+            pooler_output=tokens.mean(dim=1),
+            feature_maps={name: features[name].permute(0, 3, 1, 2) for name in out_features},
+        )
+
+    def position_embedding(self, height: int, width: int) -> Tensor:
+        """Learned absolute embedding (1, H, W, C), resized bicubically to a map it was not trained for."""
+        rows, columns = (-(-side // self.config.patch_size) for side in self.config.image_size)
+        embedding = self.absolute_pos_embed.view(1, rows, columns, -1)
+        if (rows, columns) == (height, width):
+            return embedding
+        resized = F.interpolate(embedding.permute(0, 3, 1, 2), (height, width), mode="bicubic", align_corners=False)
+        return resized.permute(0, 2, 3, 1)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Encode (B, 3, height, width) images; see :meth:`encode`."""
+        return self.encode(images)
+
+
+class SwinV2Classifier(SwinV2):
+    """Image classifier: encoder, mean over tokens, one linear layer."""
+
+    def __init__(self, config: SwinV2Config) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.final_dim, config.num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]  # each task returns what it is for
+        """Logits (B, K) of (B, 3, height, width) images."""
+        logits: Tensor = self.head(self.encode(images).pooler_output)
+        return logits
+
+
+class SwinV2Backbone(SwinV2):
+    """Feature extractor: the maps named in ``config.out_features``."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Name to feature map (B, C, H, W) of (B, 3, height, width) images."""
+        return self.encode(images, self.config.out_features).feature_maps
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each to C channels; the image is zero-padded to whole patches."""
+
+    def __init__(self, config: SwinV2Config) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.proj = nn.Conv2d(config.num_channels, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if config.patch_norm else nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) to tokens (B, H, W, C)."""
+        rows, columns = (-side % self.patch_size for side in images.shape[-2:])
+        if rows or columns:
+            images = F.pad(images, (0, columns, 0, rows))
+        tokens: Tensor = self.norm(self.proj(images).permute(0, 2, 3, 1))
+        return tokens
+
+
+class Stage(nn.Module):
+    """Blocks at one resolution, every second one shifted, then patch merging but for the last stage."""
+
+    def __init__(self, config: SwinV2Config, stage: int, drop_path_rates: list[float]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config, stage, block, drop_path_rates[block]) for block in range(config.depths[stage])
+        )
+        last = stage == config.num_stages - 1
+        self.downsample = None if last else PatchMerging(config.stage_dim(stage), config.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, H, W, C) to the same map after the blocks, and the input of the next stage."""
+        for block in self.blocks:
+            x = block(x)
+        return x, x if self.downsample is None else self.downsample(x)
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each followed by a LayerNorm inside its residual branch (res-post-norm)."""
+
+    def __init__(self, config: SwinV2Config, stage: int, block: int, drop_path_rate: float) -> None:
+        super().__init__()
+        dim = config.stage_dim(stage)
+        self.window_size = config.window_size
+        self.shifted = block % 2 == 1
+        self.attn = WindowAttention(
+            dim=dim,
+            num_heads=config.num_heads[stage][block],
+            head_dim=config.head_dims[stage],
+            pretrained_window_size=config.pretrained_window_sizes[stage],
+            qkv_bias=config.qkv_bias,
+        )
+        self.norm1 = _block_norm(config, stage, block, "norm1")
+        self.mlp = Mlp(dim, config.mlp_hidden[stage][block])
+        self.norm2 = _block_norm(config, stage, block, "norm2")
+        self.drop_path = DropPath(drop_path_rate)
+        extra = config.extra_norm_period > 0 and (block + 1) % config.extra_norm_period == 0
+        self.norm3 = nn.LayerNorm(dim, eps=config.layer_norm_eps) if extra else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path(self.norm1(self.attend(x)))
+        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        out: Tensor = self.norm3(x)
+        return out
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Pad, shift, cut into windows, attend, and undo: (B, H, W, C) to (B, H, W, C)."""
+        _, height, width, _ = x.shape
+        plan = plan_windows(height, width, self.window_size, shifted=self.shifted)
+        x = pad_map(x, plan)
+        if plan.shift != (0, 0):
+            x = torch.roll(x, (-plan.height.shift, -plan.width.shift), dims=(1, 2))
+        mask = shift_mask(plan)
+        windows = window_partition(x, plan.window)
+        windows = self.attn(windows, plan.window, None if mask is None else mask.to(x.device))
+        x = window_reverse(windows, plan.window, plan.height.padded, plan.width.padded)
+        if plan.shift != (0, 0):
+            x = torch.roll(x, plan.shift, dims=(1, 2))
+        return x[:, :height, :width]
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (exact), Linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: four neighbors to one token of 4C channels, projected to 2C, then normalized."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2 * dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, ceil(H/2), ceil(W/2), 2C); an odd side is zero-padded at its end."""
+        _, height, width, _ = x.shape
+        if height % 2 or width % 2:
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+        out: Tensor = self.norm(self.reduction(torch.cat(corners, dim=-1)))
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: while training, drop a residual branch for a random subset of the batch. Identity otherwise."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to (B, ...)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (keep.to(x.dtype) / (1.0 - self.rate))
+
+
+def build_model(config: SwinV2Config) -> SwinV2:
+    """Model for ``config.task`` with PyTorch's default initialization; see :func:`initialize` for the published one.
+
+    Raises:
+        ConfigError: On an unknown task.
+    """
+    if config.task == "classification":
+        return SwinV2Classifier(config)
+    if config.task == "backbone":
+        return SwinV2Backbone(config)
+    if config.task == "encoder":
+        return SwinV2(config)
+    raise ConfigError(f"task is {config.task!r}; expected 'classification', 'encoder' or 'backbone'.")
+
+
+def initialize(model: SwinV2, generator: torch.Generator) -> SwinV2:
+    """Initialize in place as published: truncated normal weights, zero biases, zero post-norm gains.
+
+    The zero gains make every block the identity at first (section 3.2 of the paper), so such a model computes almost nothing until
+    it is trained.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Block):
+            for norm in (module.norm1, module.norm2):
+                if isinstance(norm, nn.LayerNorm):
+                    nn.init.zeros_(norm.weight)
+    return model
+
+
+def _block_norm(config: SwinV2Config, stage: int, block: int, name: str) -> nn.Module:
+    if (stage, block, name) in config.removed_norms:
+        return nn.Identity()
+    return nn.LayerNorm(config.stage_dim(stage), eps=config.layer_norm_eps)

@@ -10,7 +10,6 @@ Source: microsoft/Swin-Transformer data/build.py and config.py (f82860b): ``TEST
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +98,9 @@ class Preprocessing:
         picture = Image.fromarray(image)
         if self.resize_shortest is None:
             return np.asarray(picture.resize((width, height), _RESAMPLING[self.interpolation]))
-        scale = self.resize_shortest / min(picture.size)
-        full = (max(math.floor(picture.width * scale), width), max(math.floor(picture.height * scale), height))
+        short = min(picture.size)
+        # The long side rounds down, as in torchvision's Resize, which the published numbers were measured with.
+        full = (self.resize_shortest * picture.width // short, self.resize_shortest * picture.height // short)
         left, top = round((full[0] - width) / 2), round((full[1] - height) / 2)
         picture = picture.resize(full, _RESAMPLING[self.interpolation])
         return np.asarray(picture.crop((left, top, left + width, top + height)))

@@ -1,0 +1,51 @@
+# Everything a contributor or CI runs. Needs python3.11 with pip; everything else goes into $(VENV).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGES := reference_model calibration swinv2_deploy
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check format bench golden clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+# Two stamps, made anew when the requirements change: what a user has, and what a contributor has on top.
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.dev  ## Make .venv with the packages, editable, and every development tool
+
+demo: $(VENV)/.runtime  ## Export a small model and verify it, from nothing
+	$(BIN)/swinv2-deploy export --size tiny --res 256 --window 8 --out build/demo --force
+	$(BIN)/swinv2-deploy verify --model build/demo --allow-untrained
+
+test: $(VENV)/.dev  ## Run the tests; no GPU and no network needed
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev  ## Formatting, lint, types and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev  ## Format the code and sort the imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## Run every benchmark of the project (benchmarks/bench_*.py)
+	set -e; for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script; done
+
+golden: $(VENV)/.dev  ## Rewrite the golden files (tests/golden/make_*.py); review the diff
+	set -e; for script in $(wildcard tests/golden/make_*.py); do $(BIN)/python $$script; done
+
+clean:  ## Remove .venv, build/, dist/ and all caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

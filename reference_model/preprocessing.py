@@ -1,7 +1,7 @@
 """From a photograph to the pixels the model was trained on.
 
-Two published recipes: 192- and 256-px models resize the short side a little beyond the crop (bicubic) and crop the center; 384-px
-models squash the whole image to a square. Resizing is Pillow's antialiased bicubic on uint8, as in training.
+Two published recipes: 192- and 256-px models resize the short side a little beyond the crop (bicubic) and crop the center;
+384-px models squash the whole image to a square. Resizing is Pillow's antialiased bicubic on uint8, as in training.
 
 Shape letters: H W height and width in px.
 
@@ -10,6 +10,8 @@ Source: microsoft/Swin-Transformer data/build.py and config.py (f82860b): ``TEST
 
 from __future__ import annotations
 
+import math
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,20 @@ _RESAMPLING: dict[str, Image.Resampling] = {
 }
 
 
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises on damaged files; which one depends on the format."""
+
+
 class ImageError(ValueError):
     """An image file that cannot be read, or is too large to be read safely."""
 
@@ -47,8 +63,8 @@ class Preprocessing:
 
     Attributes:
         size: (height, width) in px of the model input.
-        resize_shortest: The short side is resized to this many px and the center of ``size`` is cropped; None squashes the whole
-            image to ``size``.
+        resize_shortest: The short side is resized to this many px and the center of ``size`` is cropped; None squashes the
+            whole image to ``size``.
         interpolation: Pillow filter, antialiased.
         mean: Per-channel mean subtracted after scaling to [0, 1], RGB.
         std: Per-channel divisor, RGB.
@@ -69,8 +85,9 @@ class Preprocessing:
             )
         if self.interpolation not in _RESAMPLING:
             raise PreprocessingError(f"interpolation is {self.interpolation!r}; expected one of {sorted(_RESAMPLING)}.")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise PreprocessingError(f"mean {self.mean} and std {self.std} need three numbers each, and std above 0.")
+        finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
+            raise PreprocessingError(f"mean {self.mean} and std {self.std} need three finite numbers each, and std above 0.")
 
     @classmethod
     def published(cls, resolution: int) -> Preprocessing:
@@ -93,16 +110,30 @@ class Preprocessing:
         )
 
     def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize and crop (H, W, 3) uint8 RGB to ``size``."""
+        """Resize and crop (H, W, 3) uint8 RGB to ``size``.
+
+        Raises:
+            ImageError: When the image has another shape or type, or no pixel.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
+            raise ImageError(f"image is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3), at least one pixel.")
         height, width = self.size
         picture = Image.fromarray(image)
+        resample = _RESAMPLING[self.interpolation]
         if self.resize_shortest is None:
-            return np.asarray(picture.resize((width, height), _RESAMPLING[self.interpolation]))
+            return np.asarray(picture.resize((width, height), resample))
         short = min(picture.size)
-        # The long side rounds down, as in torchvision's Resize, which the published numbers were measured with.
+        # Long side rounded down, crop offset rounded half to even: torchvision's Resize and CenterCrop, which the published
+        # numbers were measured with.
         full = (self.resize_shortest * picture.width // short, self.resize_shortest * picture.height // short)
         left, top = round((full[0] - width) / 2), round((full[1] - height) / 2)
-        picture = picture.resize(full, _RESAMPLING[self.interpolation])
+        if full[0] * full[1] > MAX_PIXELS:
+            # A 1x20000 px image would grow to 1.7 Gpx: compute the crop alone. Pillow may then take the axes in the other order,
+            # which moves a smooth image by two gray levels at most.
+            across, down = picture.width / full[0], picture.height / full[1]
+            right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)
+            return np.asarray(picture.resize((width, height), resample, box=(left * across, top * down, right, bottom)))
+        picture = picture.resize(full, resample)
         return np.asarray(picture.crop((left, top, left + width, top + height)))
 
     def normalize(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -117,9 +148,10 @@ class Preprocessing:
         return self.normalize(self.resize(image))
 
     def to_huggingface(self) -> dict[str, Any]:
-        """Content of ``preprocessor_config.json`` that transformers' ``ViTImageProcessor`` and transformers.js read.
+        """Content of ``preprocessor_config.json`` that transformers' ``AutoImageProcessor`` and transformers.js read.
 
-        ``crop_pct`` says what their ``size`` cannot: how far the short side is resized before the crop.
+        transformers' PIL back end computes the same pixels from it, with one exception: it rounds the crop offset down where
+        torchvision rounds half to even, so a margin (resized side minus crop) of 4k+3 px is cropped one px further left or up.
         """
         height, width = self.size
         config: dict[str, Any] = {
@@ -130,6 +162,7 @@ class Preprocessing:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
+            "do_convert_rgb": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
@@ -139,44 +172,60 @@ class Preprocessing:
                 "size": {"shortest_edge": self.resize_shortest},
                 "do_center_crop": True,
                 "crop_size": {"height": height, "width": width},
-                "do_convert_rgb": True,
             }
         return config
 
     @classmethod
-    def from_huggingface(cls, config: dict[str, Any]) -> Preprocessing:
+    def from_huggingface(cls, config: Any) -> Preprocessing:
         """Read a ``preprocessor_config.json`` of a SwinV2 checkpoint.
 
         Raises:
             PreprocessingError: On a key that is missing or a recipe this project does not reproduce.
         """
+        if not isinstance(config, dict):
+            raise PreprocessingError(f"preprocessor_config.json holds a {type(config).__name__}; expected an object.")
+        for flag in ("do_resize", "do_rescale", "do_normalize"):
+            if not config.get(flag, True):
+                raise PreprocessingError(f"preprocessor_config.json has {flag} = false; only the full recipe is supported.")
+        names = {int(value): name for name, value in _RESAMPLING.items()}
         try:
-            size = config["size"]
-            crop = config.get("crop_size") if config.get("do_center_crop") else None
-            names = {int(value): name for name, value in _RESAMPLING.items()}
-            if isinstance(size, int):
-                size = {"height": size, "width": size}
-            if crop is not None:
-                crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-                shortest = int(size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"]))
-                target = (int(crop["height"]), int(crop["width"]))
-            else:
-                shortest = None
-                target = (int(size["height"]), int(size["width"]))
-            for flag in ("do_resize", "do_rescale", "do_normalize"):
-                if not config.get(flag, True):
-                    raise PreprocessingError(f"preprocessor_config.json has {flag} = false; only the full recipe is supported.")
+            target, shortest = _huggingface_geometry(config)
+            if not math.isclose(float(config.get("rescale_factor", 1 / 255)), 1 / 255, rel_tol=1e-5):
+                raise PreprocessingError(
+                    f"preprocessor_config.json has rescale_factor {config['rescale_factor']}; only 1/255 is supported."
+                )
+            if config["resample"] not in names:
+                raise PreprocessingError(f"preprocessor_config.json has resample {config['resample']}; use one of {names}.")
             return cls(
                 size=target,
                 resize_shortest=shortest,
-                interpolation=names[int(config.get("resample", 3))],  # type: ignore[arg-type]  # checked in __post_init__
+                interpolation=names[config["resample"]],  # type: ignore[arg-type]  # checked in __post_init__
                 mean=tuple(float(value) for value in config["image_mean"]),  # type: ignore[arg-type]
                 std=tuple(float(value) for value in config["image_std"]),  # type: ignore[arg-type]
             )
-        except (KeyError, TypeError) as error:
+        except PreprocessingError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise PreprocessingError(
                 f"preprocessor_config.json lacks or mistypes {error}; expected size, resample, image_mean and image_std."
             ) from error
+
+
+def _huggingface_geometry(config: dict[str, Any]) -> tuple[tuple[int, int], int | None]:
+    """The (height, width) of the input and the short side before the crop, or None for a squash, both in px."""
+    size = config["size"]
+    if not config.get("do_center_crop"):
+        size = {"height": size, "width": size} if isinstance(size, int) else size
+        return (int(size["height"]), int(size["width"])), None
+    crop = config["crop_size"]
+    target = (crop, crop) if isinstance(crop, int) else (int(crop["height"]), int(crop["width"]))
+    if isinstance(size, int) or "shortest_edge" in size:
+        return target, int(size if isinstance(size, int) else size["shortest_edge"])
+    if (int(size["height"]), int(size["width"])) != target:
+        raise PreprocessingError(
+            f"preprocessor_config.json squashes to {size} and then crops {target}; expected shortest_edge, or no crop."
+        )
+    return target, None
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -187,7 +236,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
+            # Pillow warns of large images, which the limit below decides on, and of damaged metadata beside intact pixels.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             with Image.open(path) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise ImageError(
@@ -199,13 +250,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that Pillow can read; remove or replace it.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         raise ImageError(f"{path} cannot be decoded ({error}); the file is missing, truncated or damaged.") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture).astype(np.float64)
+        values = np.nan_to_num(np.asarray(picture).astype(np.float64))
         top = 65535.0 if picture.mode.startswith("I") else max(float(values.max(initial=0.0)), 1.0)
         picture = Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
     if picture.mode == "P" and "transparency" in picture.info:

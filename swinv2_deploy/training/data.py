@@ -1,0 +1,83 @@
+"""Training images in memory, in an order and with augmentation that depend on (seed, epoch, index) alone.
+
+Because nothing is carried from one step to the next, a resumed run sees exactly what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from reference_model.preprocessing import Preprocessing, read_image
+from swinv2_deploy.training.augment import erase_boxes, jitter_colors, mix, random_crop_flip
+from swinv2_deploy.training.spec import TrainSpec
+
+
+class TrainingImages:
+    """Decoded photographs with their classes.
+
+    Args:
+        files: Image files.
+        classes: Class index of each file.
+        short_side: Images are kept at most this large, in px on the short side, to bound memory.
+    """
+
+    def __init__(self, files: list[Path], classes: list[int], short_side: int) -> None:
+        self.images = [_shrink(read_image(file), short_side) for file in files]
+        self.classes = np.asarray(classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(
+        self, spec: TrainSpec, epoch: int, preprocessing: Preprocessing, num_classes: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches of an epoch: images (B, 3, R, R) normalized, targets (B, K) probabilities. The rest is dropped."""
+        order = np.random.default_rng([spec.seed, epoch]).permutation(len(self))
+        resolution = spec.resolution_at(epoch)
+        mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
+        for step in range(self.steps(spec)):
+            chosen = order[step * spec.batch_size : (step + 1) * spec.batch_size]
+            crops = [
+                random_crop_flip(
+                    self.images[index],
+                    resolution,
+                    scale=spec.crop_scale,
+                    generator=np.random.default_rng([spec.seed, epoch, int(index)]),
+                )
+                for index in chosen
+            ]
+            generator = np.random.default_rng([spec.seed, epoch, len(self) + step])
+            images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+            images = (jitter_colors(images, spec.color_jitter, generator) - mean) / std
+            images = erase_boxes(images, spec.erase, generator)
+            smooth = spec.label_smoothing
+            targets = torch.full((len(chosen), num_classes), smooth / num_classes)
+            targets[torch.arange(len(chosen)), torch.from_numpy(self.classes[chosen])] += 1 - smooth
+            yield mix(images, targets, mixup=spec.mixup, cutmix=spec.cutmix, generator=generator)
+
+    def steps(self, spec: TrainSpec) -> int:
+        """Whole batches in an epoch, at least one."""
+        return max(1, len(self) // spec.batch_size)
+
+
+def split_tuning(files: list[Path], share: float) -> list[bool]:
+    """Which files belong to the tuning split: those whose content hash falls into the first ``share`` of all hashes."""
+    return [int.from_bytes(hashlib.sha256(file.read_bytes()).digest()[:8], "big") < share * 2**64 for file in files]
+
+
+def _shrink(image: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    if min(height, width) <= short_side:
+        return image
+    scale = short_side / min(height, width)
+    size = (max(short_side, round(width * scale)), max(short_side, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))

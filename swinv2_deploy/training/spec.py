@@ -1,0 +1,119 @@
+"""What a training run is told: one frozen description, validated once. No torch import."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from swinv2_deploy.errors import SpecError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A stretch of the run at one resolution.
+
+    Attributes:
+        resolution: Side of the square input in px.
+        share: Part of all epochs, in (0, 1].
+    """
+
+    resolution: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSpec:
+    """Recipe of a training run.
+
+    Attributes:
+        epochs: Passes over the training images.
+        phases: Resolutions in order; their shares add up to 1.
+        batch_size: Images a step.
+        learning_rate: Peak of the cosine schedule.
+        final_learning_rate: Its end.
+        warmup_epochs: Epochs of linear warm-up from zero.
+        weight_decay: Decoupled decay of matrices; vectors, gains and the position-bias MLP have none.
+        label_smoothing: Mass spread over all classes.
+        mixup: Probability that a batch is mixed pixel by pixel.
+        cutmix: Probability that a batch has a box of each image swapped; together with ``mixup`` at most 1.
+        crop_scale: Smallest share of the area a random crop keeps.
+        color_jitter: Largest relative change of brightness, contrast and saturation.
+        erase: Probability that a box of an image is blanked.
+        drop_path: Stochastic depth of the last block.
+        ema_decay: Decay a step of the averaged weights that are kept; 0 keeps the raw weights.
+        clip_norm: Largest global gradient norm.
+        precision: ``bf16`` runs matrix products in bfloat16, attention logits in float32.
+        tune_share: Share of the training images, chosen by content hash, set aside to watch accuracy and never trained on.
+        seed: Seeds order, augmentation, initialization and stochastic depth.
+    """
+
+    epochs: int = 120
+    phases: tuple[Phase, ...]
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    mixup: float = 0.2
+    cutmix: float = 0.3
+    crop_scale: float = 0.4
+    color_jitter: float = 0.3
+    erase: float = 0.2
+    drop_path: float = 0.1
+    ema_decay: float = 0.998
+    clip_norm: float = 5.0
+    precision: Precision = "fp32"
+    tune_share: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise SpecError(f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1.")
+        if not self.phases or abs(sum(phase.share for phase in self.phases) - 1) > 1e-6:
+            raise SpecError(f"phases {self.phases} must have shares that add up to 1, for example 96:0.7,128:0.3.")
+        if min(phase.share for phase in self.phases) <= 0 or min(phase.resolution for phase in self.phases) < 8:
+            raise SpecError(f"phases {self.phases} need a positive share and at least 8 px each.")
+        shares = ("label_smoothing", "mixup", "cutmix", "erase", "drop_path", "tune_share", "ema_decay", "color_jitter")
+        for name in shares:
+            if not 0 <= getattr(self, name) < 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
+        if self.mixup + self.cutmix > 1:
+            raise SpecError(f"mixup {self.mixup} and cutmix {self.cutmix} are probabilities of one choice; their sum is above 1.")
+        if not 0 < self.crop_scale <= 1:
+            raise SpecError(f"crop_scale is {self.crop_scale}; expected a number in (0, 1].")
+        if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate <= 0:
+            raise SpecError(f"learning_rate {self.learning_rate} must be positive and not below final_learning_rate.")
+        if self.precision not in ("fp32", "bf16"):
+            raise SpecError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'.")
+
+    def resolution_at(self, epoch: int) -> int:
+        """Resolution in px of an epoch, counted from 0."""
+        end = 0.0
+        for phase in self.phases:
+            end += phase.share
+            if epoch < round(end * self.epochs):
+                return phase.resolution
+        return self.phases[-1].resolution
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def parse_phases(text: str) -> tuple[Phase, ...]:
+    """``"96:0.7,128:0.3"`` (or a lone ``"128"``) to phases.
+
+    Raises:
+        SpecError: When the text has another form.
+    """
+    phases = []
+    try:
+        for part in text.split(","):
+            resolution, _, share = part.partition(":")
+            phases.append(Phase(resolution=int(resolution), share=float(share) if share else 1.0))
+    except ValueError as error:
+        raise SpecError(f"{text!r} is not a list of resolutions; expected for example 96:0.7,128:0.3 or 128.") from error
+    return tuple(phases)

@@ -88,6 +88,18 @@ def unsorted_all(tree: ast.Module) -> Iterator[str]:
                 yield f"{node.lineno}: __all__ is not sorted"
 
 
+def shapeless(tree: ast.Module) -> Iterator[str]:
+    """Public functions that take or return a tensor and name no shape, such as (B, N, C); dictionaries of weights aside."""
+    for node in ast.walk(tree):
+        if not isinstance(node, Function) or node.name.startswith("_"):
+            continue
+        annotations = [argument.annotation for argument in (*node.args.args, *node.args.kwonlyargs)] + [node.returns]
+        texts = [ast.unparse(annotation) for annotation in annotations if annotation is not None]
+        tensors = [text for text in texts if re.search(r"\bTensor\b", text) and not re.search(r"dict|Mapping", text)]
+        if tensors and not re.search(r"\([^()]*,[^()]*\)", ast.get_docstring(node) or ""):
+            yield f"{node.lineno}: {node.name} names no shape"
+
+
 def names(node: ast.AST) -> set[str]:
     """Last part of every name in an expression."""
     return {
@@ -126,6 +138,20 @@ def test_packages_keep_the_rule(rule: Rule, package_files: list[Path], root: Pat
     ]
 
     assert [] == broken
+
+
+def test_reference_model_names_every_shape(package_files: list[Path], root: Path) -> None:
+    """Who reads the model alone never has to guess what a tensor holds."""
+    files = [path for path in package_files if path.is_relative_to(root / "reference_model")]
+    broken = [f"{path.name}:{found}" for path in files for found in shapeless(ast.parse(path.read_text("utf-8")))]
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("code", ["def f(x: Tensor) -> None:\n    'Do.'", "def f() -> tuple[Tensor, int]:\n    'Do (it).'"])
+def test_missing_shapes_are_found(code: str) -> None:
+    """The test above can fail."""
+    assert len(list(shapeless(ast.parse(code)))) == 1
 
 
 @pytest.mark.parametrize(("rule", "code"), [(rule, code) for rule, codes in RULES.items() for code in codes])

@@ -1,0 +1,1 @@
+"""The command line: ``app`` gathers the commands, one file each; ``options`` holds what they share."""

@@ -1,0 +1,78 @@
+"""What a command prints: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from swinv2_deploy.errors import SwinDeployError
+
+LEAVES = ("calibration", "reference_model")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a command's words go.
+
+    Attributes:
+        json: Whether the result is one JSON object on standard output, and words go to standard error only.
+        quiet: Whether words are left out.
+        verbose: Whether foreign tracebacks are shown.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def console(self) -> Console:
+        """Console for words and progress: standard error with ``--json``, else standard output."""
+        return Console(stderr=self.json, quiet=self.quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line, with rich's markup."""
+        self.console.print(text)
+
+    def result(self, content: dict[str, Any]) -> None:
+        """Print the JSON result when it was asked for."""
+        if self.json:
+            sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error, always."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+@contextmanager
+def reported_errors(output: Output) -> Iterator[None]:
+    """End the command with one clear line and the right exit code when a stage or a leaf raises on purpose."""
+    logging.basicConfig(level=logging.INFO if output.verbose else logging.ERROR, format="%(message)s")
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        _fail("stopped; nothing was left half written.", output, {"error": "interrupted"})
+        raise typer.Exit(130) from error
+    except (SwinDeployError, ValueError) as error:
+        if not isinstance(error, SwinDeployError) and type(error).__module__.partition(".")[0] not in LEAVES:
+            raise
+        usage = type(error).__name__ in ("VariantError", "ConfigError")
+        code = error.exit_code if isinstance(error, SwinDeployError) else 2 if usage else 1
+        if output.verbose:
+            Console(stderr=True).print_exception()
+        _fail(str(error), output, {"error": type(error).__name__, "message": str(error), "exit_code": code})
+        raise typer.Exit(code) from error
+
+
+def _fail(message: str, output: Output, content: dict[str, Any]) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    output.result(content)

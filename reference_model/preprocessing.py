@@ -128,7 +128,7 @@ class Preprocessing:
         full = (self.resize_shortest * picture.width // short, self.resize_shortest * picture.height // short)
         left, top = round((full[0] - width) / 2), round((full[1] - height) / 2)
         if full[0] * full[1] > MAX_PIXELS:
-            # A 1x20000 px image would grow to 1.7 Gpx: compute the crop alone. Pillow may then take the axes in the other order,
+            # A 1x20000 px image would grow to 1.7 Gpx: compute the crop alone. Pillow may then take the axes in another order,
             # which moves a smooth image by two gray levels at most.
             across, down = picture.width / full[0], picture.height / full[1]
             right, bottom = min((left + width) * across, picture.width), min((top + height) * down, picture.height)

@@ -44,7 +44,7 @@ class SwinV2(nn.Module):
         if config.use_absolute_embeddings:
             grid = [-(-side // config.patch_size) for side in config.image_size]
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], config.embed_dim))
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         starts = [0, *accumulate(config.depths)]
         self.layers = nn.ModuleList(
             Stage(config, stage, rates[starts[stage] : starts[stage + 1]]) for stage in range(config.num_stages)

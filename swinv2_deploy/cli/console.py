@@ -42,6 +42,17 @@ class Output:
         """Print a line, with rich's markup."""
         self.console.print(text)
 
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """Show that something is going on: a spinner on a terminal, one line elsewhere."""
+        console = self.console
+        if not console.is_terminal or self.quiet:
+            self.say(f"{text} ...")
+            yield
+            return
+        with console.status(text):
+            yield
+
     def result(self, content: dict[str, Any]) -> None:
         """Print the JSON result when it was asked for."""
         if self.json:

@@ -1,0 +1,3 @@
+"""stub"""
+def quantize_command() -> None:
+    """Quantize."""

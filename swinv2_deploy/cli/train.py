@@ -1,0 +1,3 @@
+"""stub"""
+def train_command() -> None:
+    """Train."""

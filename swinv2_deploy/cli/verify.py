@@ -1,0 +1,3 @@
+"""stub"""
+def verify_command() -> None:
+    """Verify."""

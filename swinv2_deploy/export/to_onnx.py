@@ -1,0 +1,88 @@
+"""The export stage: a model becomes an artifact with ``onnx/model.onnx``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from swinv2_deploy import __version__
+from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
+from swinv2_deploy.errors import ExportError
+from swinv2_deploy.export.check import check_graph
+from swinv2_deploy.export.spec import ExportSpec
+from swinv2_deploy.export.swin_graph import SwinGraph
+from swinv2_deploy.modeling.io import WEIGHTS, write_model_files
+from swinv2_deploy.modeling.source import Source
+
+LARGEST_INLINE = 1_900_000_000
+"""Bytes of weights that still fit into one protobuf file; beyond, they go into ``model.onnx.data`` beside it."""
+
+
+def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False) -> ModelArtifact:
+    """Write an artifact with weights, preprocessing and an FP32 ONNX graph that was run against the reference model.
+
+    Args:
+        source: Model to export, and where it comes from.
+        spec: Sizes of the graph.
+        path: Artifact folder to make.
+        force: Whether an artifact that is already there is replaced.
+
+    Raises:
+        SpecError: When the size range is empty.
+        ExportError: When the graph is wrong or the file cannot be made.
+        ArtifactError: When the folder cannot be written.
+    """
+    model = source.model
+    resolutions = spec.resolutions(model.config)
+    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    size = sum(array.nbytes for array in weights.values())
+    lineage = Lineage(
+        stage="export",
+        spec=spec.to_dict(),
+        weights=source.origin,
+        parent=source.parent,
+        seed=source.seed,
+    )
+    with write_artifact(path, lineage, force=force, needed_bytes=3 * size) as folder:
+        write_model_files(folder, model, source.preprocessing)
+        source.copy_evidence(folder)
+        file = folder / "onnx" / "model.onnx"
+        file.parent.mkdir()
+        graph = SwinGraph(model.config, weights, resolutions).build(__version__)
+        if size > LARGEST_INLINE:
+            ir.save(graph, file, external_data=f"{file.name}.data")
+        else:
+            ir.save(graph, file)
+        errors = check_graph(file, model, resolutions)
+        describe(file, source, resolutions, file_sha256(folder / WEIGHTS), {"precision": "fp32", "tested_sizes": errors})
+    return read_artifact(path)
+
+
+def describe(file: Path, source: Source, resolutions: ResolutionRange, model_sha256: str, facts: Mapping[str, Any]) -> None:
+    """Write what a user of the file must know into its metadata, and check that the file is valid ONNX."""
+    config = source.model.config
+    content = {
+        "schema": 1,
+        "config": config.to_dict(),
+        "labels": list(config.labels),
+        "preprocessing": asdict(source.preprocessing),
+        "resolutions": asdict(resolutions),
+        "weights_origin": asdict(source.origin),
+        "model_sha256": model_sha256,
+        **facts,
+    }
+    proto = onnx.load(file, load_external_data=False)
+    for name, value in content.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"swinv2_deploy.{name}", value if isinstance(value, str) else json.dumps(value)
+    onnx.save(proto, file)
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {error}") from error

@@ -1,0 +1,272 @@
+"""Where a model comes from: a published name, a checkpoint, a folder, the hub, or the bundled default."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from torch import nn
+
+from reference_model.checkpoint import CheckpointError, load_weights, model_from_weights
+from reference_model.checkpoint_files import read_json
+from reference_model.config import SwinV2Config, Task
+from reference_model.model import Block, SwinV2, build_model, initialize
+from reference_model.preprocessing import Preprocessing
+from reference_model.variants import VARIANTS, Variant, find_variant
+from swinv2_deploy.artifacts import LINEAGE, ModelArtifact, WeightsOrigin, file_sha256, read_artifact
+from swinv2_deploy.errors import ArtifactError, SpecError
+from swinv2_deploy.modeling.hub import HubUnreachable, download
+from swinv2_deploy.modeling.io import load_model
+from swinv2_deploy.modeling.request import SourceRequest
+
+EVIDENCE = ("training_manifest.json", "calibration_table.json")
+"""Files that travel from an artifact to those made from it: which images it has already seen."""
+
+
+class _Chosen(TypedDict):
+    task: Task | None
+    out_features: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A model ready for a stage, with its origin.
+
+    Attributes:
+        model: The reference model, in evaluation mode.
+        preprocessing: What images go through.
+        origin: Origin of the weights.
+        name: Good name for an artifact made of it.
+        parent: Name and lineage hash of the artifact it was read from; empty otherwise.
+        seed: Seed of untrained weights, or None.
+        notes: What the user should know, one sentence each.
+        artifact: The artifact it was read from, or None.
+    """
+
+    model: SwinV2
+    preprocessing: Preprocessing
+    origin: WeightsOrigin
+    name: str
+    parent: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    notes: tuple[str, ...] = ()
+    artifact: ModelArtifact | None = None
+
+    def copy_evidence(self, folder: Path) -> None:
+        """Copy the record of images already seen into an artifact that is being made."""
+        for name in EVIDENCE:
+            if self.artifact is not None and name in self.artifact.lineage.files:
+                shutil.copyfile(self.artifact.file(name), folder / name)
+
+
+def bundled_artifact() -> ModelArtifact:
+    """The small trained model that comes with the package."""
+    return read_artifact(Path(str(files("swinv2_deploy") / "default_model")))
+
+
+def resolve(request: SourceRequest) -> Source:
+    """The model a request names.
+
+    Raises:
+        SpecError: When nothing has that name.
+        ArtifactError: When an artifact is damaged, or the hub has no such model.
+        CheckpointError: When the weights cannot be read or do not fit.
+        VariantError: When no or several published models fit.
+    """
+    chosen: _Chosen = {"task": request.task, "out_features": request.out_features}
+    if request.model is not None:
+        return source_from_model(request.model, **chosen)
+    if request.size is not None:
+        variant = find_variant(request.size, request.resolution, request.window)
+        return source_from_variant(variant, weights=request.weights, seed=request.seed, **chosen)
+    if request.weights is not None:
+        return source_from_weights(request.weights, **chosen)
+    return source_from_artifact(bundled_artifact(), **chosen)
+
+
+def source_from_variant(
+    variant: Variant,
+    *,
+    weights: Path | None = None,
+    task: Task | None = None,
+    out_features: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Source:
+    """A published model: with the given weights, else those of the hub, else untrained ones that say so.
+
+    Raises:
+        CheckpointError: When the weights do not fit the variant.
+        ArtifactError: When the hub answers, but not with weights.
+    """
+    if variant.size == "nano" and weights is None:
+        return source_from_artifact(bundled_artifact(), task=task, out_features=out_features)
+    preprocessing = published_preprocessing(variant)
+    if weights is not None:
+        return source_from_weights(weights, variant=variant, task=task, out_features=out_features)
+    reason = "no weights of it are on the hub in a form that is read by name; give them with --weights FILE"
+    if variant.hub_id and not variant.size.startswith("simmim"):
+        try:
+            folder = download(variant.hub_id)
+            loaded = load_weights(folder)
+            config = _named(variant.config, loaded.config)
+            model = model_from_weights(loaded, config=config, task=task, out_features=out_features)
+            origin = WeightsOrigin(kind="hub", source=variant.hub_id, sha256=_folder_sha256(folder))
+            return Source(model=model, preprocessing=preprocessing, origin=origin, name=variant.name, notes=loaded.notes)
+        except HubUnreachable as error:
+            reason = f"the hub cannot be reached ({error})"
+    config = _with_task(variant.config, task, out_features)
+    note = (
+        f"{variant.name} is exported with UNTRAINED weights (seed {seed}): {reason}. Its size, speed and drift are those of the "
+        "real model; its answers mean nothing."
+    )
+    return Source(
+        model=untrained_model(config, seed),
+        preprocessing=preprocessing,
+        origin=WeightsOrigin(kind="untrained", source=f"seed {seed}"),
+        name=f"{variant.name}-untrained",
+        seed=seed,
+        notes=(note,),
+    )
+
+
+def source_from_weights(
+    path: Path,
+    *,
+    variant: Variant | None = None,
+    task: Task | None = None,
+    out_features: tuple[str, ...] = (),
+) -> Source:
+    """A checkpoint file or Hugging Face folder; the variant is needed where the file does not tell its window and resolution.
+
+    Raises:
+        CheckpointError: When the weights cannot be read or do not fit.
+    """
+    loaded = load_weights(path)
+    config = variant.config if variant else None
+    model = model_from_weights(loaded, config=config, task=task, out_features=out_features)
+    described = path / "preprocessor_config.json" if path.is_dir() else path.with_name("preprocessor_config.json")
+    notes = list(loaded.notes)
+    if described.is_file():
+        preprocessing = Preprocessing.from_huggingface(read_json(described))
+    elif variant is not None:
+        preprocessing = published_preprocessing(variant)
+    else:
+        height, width = model.config.image_size
+        preprocessing = Preprocessing.published(height) if height == width else Preprocessing(size=(height, width), resize_shortest=None)
+        notes.append(f"No preprocessor_config.json beside {path.name}: preprocessing is that of published {height}-px models.")
+    digest = _folder_sha256(path) if path.is_dir() else file_sha256(path)
+    return Source(
+        model=model,
+        preprocessing=preprocessing,
+        origin=WeightsOrigin(kind="file", source=path.name, sha256=digest),
+        name=variant.name if variant else path.stem if path.is_file() else path.resolve().name,
+        notes=tuple(notes),
+    )
+
+
+def source_from_artifact(artifact: ModelArtifact, *, task: Task | None = None, out_features: tuple[str, ...] = ()) -> Source:
+    """The model of an artifact.
+
+    Raises:
+        ArtifactError: When its files were changed or do not load.
+    """
+    model = load_model(artifact)
+    if task is not None and (task != model.config.task or out_features):
+        model = _retasked(model, task, out_features)
+    return Source(
+        model=model,
+        preprocessing=artifact.preprocessing,
+        origin=artifact.lineage.weights,
+        name=artifact.name if artifact.name != "default_model" else "nano",
+        parent={"name": artifact.name, "sha256": artifact.sha256},
+        seed=artifact.lineage.seed,
+        artifact=artifact,
+    )
+
+
+def source_from_model(model: str, *, task: Task | None = None, out_features: tuple[str, ...] = ()) -> Source:
+    """What ``--model`` names: an artifact folder, a Hugging Face folder, or a hub id.
+
+    Raises:
+        SpecError: When it is neither a folder nor of the form of a hub id.
+        ArtifactError: When the hub cannot be reached or has no such model.
+        CheckpointError: When the weights cannot be read.
+    """
+    path = Path(model)
+    if (path / LINEAGE).is_file():
+        return source_from_artifact(read_artifact(path), task=task, out_features=out_features)
+    if path.is_dir():
+        return source_from_weights(path, task=task, out_features=out_features)
+    if path.is_file():
+        raise SpecError(f"{model} is a file; give a checkpoint file with --weights.")
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise SpecError(f"There is no folder {model}, and it is no hub id such as microsoft/swinv2-tiny-patch4-window8-256.")
+    try:
+        folder = download(model)
+    except HubUnreachable as error:
+        raise ArtifactError(
+            f"There is no folder {model}, and the hub cannot be reached for the model of that name ({error}). Download it where "
+            "there is a network and give its folder."
+        ) from error
+    variant = next((variant for variant in VARIANTS.values() if variant.hub_id == model), None)
+    source = source_from_weights(folder, variant=None, task=task, out_features=out_features)
+    origin = WeightsOrigin(kind="hub", source=model, sha256=_folder_sha256(folder))
+    return replace(source, origin=origin, name=variant.name if variant else model.split("/")[1])
+
+
+def published_preprocessing(variant: Variant) -> Preprocessing:
+    """The evaluation recipe of a published model."""
+    size = (variant.resolution, variant.resolution)
+    return Preprocessing(size=size, resize_shortest=variant.resize_shortest)
+
+
+def untrained_model(config: SwinV2Config, seed: int) -> SwinV2:
+    """A model with seeded random weights in which every parameter matters.
+
+    The published initialization sets the gains after attention and MLP to zero, so that an untrained model computes next to nothing
+    and no drift could be seen in it; here they are one.
+    """
+    model = initialize(build_model(config), torch.Generator().manual_seed(seed))
+    for module in model.modules():
+        if isinstance(module, Block):
+            for norm in (module.norm1, module.norm2):
+                if isinstance(norm, nn.LayerNorm):
+                    nn.init.ones_(norm.weight)
+    return model.eval()
+
+
+def _with_task(config: SwinV2Config, task: Task | None, out_features: tuple[str, ...]) -> SwinV2Config:
+    if task is None or task == config.task:
+        return config
+    if task == "classification":
+        raise CheckpointError("This model has no classifier; choose --task encoder or backbone.")
+    features = out_features or config.stage_names[-1:]
+    return replace(config, task=task, num_classes=0, labels=(), out_features=features if task == "backbone" else ())
+
+
+def _retasked(model: SwinV2, task: Task, out_features: tuple[str, ...]) -> SwinV2:
+    config = _with_task(model.config, task, out_features)
+    if task == "backbone" and out_features:
+        config = replace(config, out_features=out_features)
+    made = build_model(config)
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    made.load_state_dict(state if task != "classification" else model.state_dict())
+    return made.eval()
+
+
+def _named(config: SwinV2Config, stored: SwinV2Config | None) -> SwinV2Config:
+    """The variant's config with the class names of the checkpoint."""
+    if stored is None or stored.num_classes != config.num_classes:
+        return config
+    return replace(config, labels=stored.labels)
+
+
+def _folder_sha256(folder: Path) -> str:
+    """Hash of the weights in a folder: of its one weights file, or of the hashes of its shards."""
+    names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth"))
+    return file_sha256(names[0]) if len(names) == 1 else ",".join(file_sha256(path) for path in names)

@@ -191,9 +191,10 @@ def _check_archive(path: Path) -> None:
 
 def _unpickle(path: Path) -> object:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(_STAND_INS)):
+        # A stream, not the path: torch.load takes a path that ends in .safetensors for such a file whatever it holds.
+        with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(list(_STAND_INS)):
             warnings.simplefilter("ignore")  # about pickle protocols; whatever does not load raises below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         foreign = _FOREIGN_GLOBAL.search(str(error))
         if foreign:

@@ -77,7 +77,8 @@ def config_from_huggingface(values: Mapping[str, Any], *, num_classes: int | Non
             num_heads=tuple(merged["num_heads"]),
             window_size=int(merged["window_size"]),
             image_size=_side_or_pair(merged["image_size"]),
-            pretrained_window_sizes=tuple(merged.get("pretrained_window_sizes") or ()) or None,
+            # transformers reads one a stage and ignores the rest: its default has four whatever the depths
+            pretrained_window_sizes=tuple(merged.get("pretrained_window_sizes") or ())[: len(stages)] or None,
             mlp_ratio=float(merged["mlp_ratio"]),
             task=task,
             patch_size=_side(merged["patch_size"]),

@@ -1,3 +1,187 @@
-"""stub"""
-def verify_command() -> None:
-    """Verify."""
+"""``swinv2-deploy verify``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from swinv2_deploy.cli.console import Output, reported_errors, warn
+from swinv2_deploy.cli.options import ARTIFACTS, AllowUntrained, Artifact, Data, Json, Quiet, Seed, Verbose
+from swinv2_deploy.errors import ArtifactError, ToleranceExceeded
+
+if TYPE_CHECKING:
+    from swinv2_deploy.artifacts import ModelArtifact
+    from swinv2_deploy.verify import DriftReport, VerifySpec
+
+LINE_EVERY_S = 10.0
+"""How often progress is a line where there is no terminal."""
+
+
+def verify_command(
+    model: Artifact = None,
+    data: Data = None,
+    candidate: Annotated[
+        list[str] | None, typer.Option("--candidate", help="ONNX file to verify, such as model_int8; repeatable. Default: all.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Number of images, evenly over the classes. Default: all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images run together.")] = 8,
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", help="Height x width in px to sweep: 256x256,320x288. Default: from the range.")
+    ] = None,
+    tolerances: Annotated[
+        Path | None, typer.Option("--tolerances", help="TOML file with limits, a table for each precision.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads. Default: each runtime's choice.")
+    ] = None,
+    provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt: where ONNX Runtime computes.")] = "cpu",
+    exclude_overlap: Annotated[
+        bool, typer.Option("--exclude-overlap", help="Leave out images the artifact was calibrated or trained on.")
+    ] = False,
+    ignore_labels: Annotated[bool, typer.Option("--ignore-labels", help="Judge agreement alone, not accuracy.")] = False,
+    allow_untrained: AllowUntrained = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="File for the report. Default: reports/<time>/report.json in the artifact.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare every ONNX file of an artifact with its FP32 weights: drift, accuracy, sizes, batches, speed.
+
+    Ends with exit code 3 when a file drifted beyond tolerance.
+    """
+    output = Output(json=json, quiet=quiet, verbose=verbose)
+    with reported_errors(output):
+        from swinv2_deploy.artifacts import newest_artifact, read_artifact
+
+        artifact = newest_artifact(ARTIFACTS) if model is None else read_artifact(model)
+        if model is None:
+            output.say(f"No --model was given: taking the newest artifact, {artifact.path}")
+        from calibration.samples import sample_folder
+        from swinv2_deploy.verify import DEFAULTS, VerifySpec, load_tolerances, parse_sizes
+
+        folder = sample_folder("verify") if data is None else data
+        if data is None:
+            output.say(f"No --data was given: taking the bundled photographs, {folder}")
+        lenient = data is None or not artifact.lineage.weights.trained
+        spec = VerifySpec(
+            data=folder,
+            candidates=tuple(candidate or ()),
+            limit=limit,
+            batch_size=batch_size,
+            sizes=parse_sizes(sizes) if sizes else (),
+            tolerances=load_tolerances(tolerances) if tolerances else DEFAULTS,
+            labels="ignore" if ignore_labels else "auto" if lenient else "match",
+            threads=threads,
+            provider=provider,  # type: ignore[arg-type]  # checked by the spec
+            exclude_overlap=exclude_overlap,
+            allow_untrained=allow_untrained,
+            seed=seed,
+        )
+        _run(artifact, spec, report, output)
+
+
+def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: Output) -> None:
+    from swinv2_deploy.verify import verify
+
+    with _progress(output) as progress:
+        result = verify(artifact, spec, progress)
+    saved, problem = _save(result, artifact, place)
+    if output.quiet and not output.json:
+        sys.stdout.write("\n".join([*result.failures, result.verdict]) + "\n")
+    _show(result, output.console)
+    if saved is not None:
+        output.say(f"Report: {saved}")
+    output.say(_next(artifact, spec, result))
+    output.result(result.to_dict() | {"report": None if saved is None else str(saved)})
+    if problem is not None:
+        warn(str(problem))
+    try:
+        result.require_passed()
+    except ToleranceExceeded as error:
+        raise typer.Exit(error.exit_code) from error
+    # The verdict was shown; a report that was asked for by name and is missing still fails the command.
+    if problem is not None and place is not None:
+        raise typer.Exit(problem.exit_code)
+
+
+def _save(result: DriftReport, artifact: ModelArtifact, place: Path | None) -> tuple[Path | None, ArtifactError | None]:
+    """Keep the report; a verdict is never lost because the disk is full or read-only."""
+    try:
+        return (result.save(artifact.path) if place is None else result.write(place)), None
+    except ArtifactError as error:
+        return None, error
+
+
+def _show(result: DriftReport, console: Console) -> None:
+    from swinv2_deploy.verify.terminal import drift_table, flip_lines, notes, verdict_lines
+
+    console.print(drift_table(result))
+    for lines in (notes, flip_lines, verdict_lines):
+        for line in lines(result):
+            console.print(line)
+
+
+def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport) -> str:
+    from calibration.samples import sample_folder
+    from swinv2_deploy.verify.terminal import best_file
+
+    model = f" --model {shlex.quote(str(artifact.path))}"
+    if not result.passed:
+        return "Next: swinv2-deploy quantize --help (other calibrators and policies), or 'verify --help' for other tolerances"
+    if list(artifact.onnx_files) == ["model"]:
+        return f"Next: swinv2-deploy quantize{model}"
+    allow = " --allow-untrained" if spec.allow_untrained else ""
+    if spec.data == sample_folder("verify"):
+        return f"Next: swinv2-deploy verify{model}{allow} --data YOUR_PHOTOS"
+    return f"Deploy: {best_file(result)}"
+
+
+@contextmanager
+def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left on a terminal; elsewhere a line when something begins and every ten seconds."""
+    console = output.console
+    if console.is_terminal and not output.quiet:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("Loading")
+
+            def draw(what: str, done: int, total: int) -> None:
+                if bar.tasks[0].description != what:
+                    bar.reset(task)
+                bar.update(task, description=what, completed=done, total=total)
+
+            yield draw
+        return
+    last = ["", 0.0]
+
+    def tell(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != last[0]:
+            output.say(f"{what} ...")
+        elif done < total and now - float(last[1]) >= LINE_EVERY_S:
+            output.say(f"  {done} of {total}")
+        else:
+            return
+        last[:] = [what, now]
+
+    yield tell

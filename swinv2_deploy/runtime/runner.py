@@ -1,0 +1,79 @@
+"""The face of every runner, and the check of what goes in. No torch, no onnx import.
+
+Shape letters: B batch, H W height and width of the images in px.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reference_model.config import SwinV2Config
+from swinv2_deploy.artifacts import ResolutionRange
+from swinv2_deploy.errors import RunnerError
+
+Array = NDArray[np.float32]
+Precision = Literal["fp32", "int8", "uint8"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
+
+
+class Runner(Protocol):
+    """One back end with a model loaded."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+
+    @property
+    def precision(self) -> Precision:
+        """Number format of the weights."""
+
+    @property
+    def provider(self) -> str:
+        """What really computes, as the back end itself reports it."""
+
+    @property
+    def resolutions(self) -> ResolutionRange | None:
+        """Sizes it accepts; None means any."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+
+    def run(self, images: Array) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W)."""
+
+
+def output_names(config: SwinV2Config) -> tuple[str, ...]:
+    """Names of a model's outputs, the same in every form of it."""
+    if config.task == "classification":
+        return ("logits",)
+    if config.task == "backbone":
+        return tuple(f"feature_maps.{name}" for name in config.out_features)
+    return ("last_hidden_state", "pooler_output")
+
+
+def check_images(images: NDArray[Any], name: str, channels: int, resolutions: ResolutionRange | None) -> None:
+    """Refuse what a model would choke on or compute wrongly.
+
+    Args:
+        images: Expected float32 (B, channels, H, W), B at least 1.
+        name: Runner, for the message.
+        channels: Channels the model reads.
+        resolutions: Sizes it is right at; None means any.
+
+    Raises:
+        RunnerError: With what was expected.
+    """
+    if images.ndim != 4 or images.shape[1] != channels or images.dtype != np.float32:
+        raise RunnerError(
+            f"{name} was given {images.dtype} images of shape {tuple(images.shape)}; expected float32 (B, {channels}, H, W), "
+            "as the artifact's preprocessing makes them."
+        )
+    if 0 in images.shape:
+        raise RunnerError(f"{name} was given images of shape {tuple(images.shape)}; expected at least one image of one pixel.")
+    reason = resolutions.refusal(*images.shape[2:]) if resolutions is not None else None
+    if reason is not None:
+        raise RunnerError(f"{name}: {reason} Resize the images, or export again with a range that holds this size.")

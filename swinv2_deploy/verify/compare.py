@@ -1,0 +1,290 @@
+"""The verify stage: the FP32 reference in torch against every ONNX file of an artifact."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+
+import numpy as np
+
+from reference_model.preprocessing import ImageError, Preprocessing, read_image
+from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.errors import ArtifactError, SpecError
+from swinv2_deploy.modeling import load_model
+from swinv2_deploy.runtime import Array, OnnxRunner, Runner, TorchRunner
+from swinv2_deploy.verify.gates import judge, tie_margin
+from swinv2_deploy.verify.inputs import VerifyImages, choose_images
+from swinv2_deploy.verify.latency import interleaved_latency
+from swinv2_deploy.verify.metrics import DriftMeter
+from swinv2_deploy.verify.probes import Size, probe_images, rounding_noise, size_drift, slot_drift, slot_size, sweep_sizes
+from swinv2_deploy.verify.report import CandidateReport, DriftReport, Latency, SizeDrift, SlotDrift
+from swinv2_deploy.verify.spec import VerifySpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+BASELINE = "model"
+"""The ONNX file that sizes and latencies are compared with."""
+
+TOOLS = ("swinv2-deploy", "torch", "onnxruntime", "onnx", "numpy", "pillow")
+
+
+def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambda what, done, total: None) -> DriftReport:
+    """Measure how far the artifact's ONNX files drift from its weights, and judge it.
+
+    Args:
+        artifact: Artifact with ONNX files.
+        spec: Images, limits, and what to run.
+        progress: Told about every step.
+
+    Raises:
+        ArtifactError: When the weights are untrained and that was not allowed, the artifact is damaged or of several models, it
+            has seen the images, or no image can be used.
+        SpecError: When a candidate or size does not exist.
+        RunnerError: When a file does not load or run.
+        BackendMissing: When the provider is not usable here.
+    """
+    started = time.perf_counter()
+    if not artifact.lineage.weights.trained and not spec.allow_untrained:
+        raise ArtifactError(
+            f"The weights of {artifact.name} are untrained, so no figure says anything about accuracy; export trained ones, or use "
+            "--allow-untrained to check that the files compute the same."
+        )
+    runners = _load_candidates(artifact, spec)
+    preprocessing = _preprocessing(runners, artifact)
+    sizes = _sweep(runners, preprocessing.size, spec)
+    images = choose_images(artifact, spec)
+    session = _Session(artifact, spec, runners, images, preprocessing, progress)
+    meters = session.compare()
+    sweep = session.sweep(sizes)
+    slots = session.slots()
+    latencies = session.latencies()
+    trained = artifact.lineage.weights.trained
+    candidates = []
+    for name, runner in runners.items():
+        outputs, classes = meters[name].outputs(), meters[name].class_drift()
+        nonfinite = tuple(meters[name].nonfinite)
+        checks = judge(
+            spec.tolerances[runner.precision],
+            outputs=outputs,
+            classes=classes,
+            nonfinite=nonfinite,
+            sweep=sweep[name],
+            slots=slots[name],
+            noise=session.noise,
+            trained=trained,
+        )
+        file = runner.path.relative_to(artifact.path).as_posix()
+        size = runner.facts.size_bytes
+        candidates.append(
+            CandidateReport(
+                name=name,
+                file=file,
+                sha256=artifact.lineage.files[file],
+                precision=runner.precision,
+                provider=runner.provider,
+                size_bytes=size,
+                size_ratio=size / session.baseline.facts.size_bytes if session.baseline is not None else None,
+                outputs=outputs,
+                classes=classes,
+                nonfinite=nonfinite,
+                sweep=tuple(sweep[name]),
+                slots=slots[name],
+                latency=latencies.get(name),
+                checks=checks,
+            )
+        )
+    return DriftReport(
+        artifact=str(artifact.path),
+        artifact_sha256=artifact.sha256,
+        task=artifact.config.task,
+        weights=artifact.lineage.weights.kind,
+        reference=f"{session.reference.name}, {session.reference.provider}",
+        data=str(images.folder.root),
+        images=next(iter(meters.values())).images,
+        classes=len(images.folder.classes),
+        skipped=tuple(images.skipped),
+        excluded=images.excluded,
+        noise=session.noise,
+        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec)),
+        spec=spec.to_dict(),
+        tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        seconds=time.perf_counter() - started,
+        tools={name: metadata.version(name) for name in TOOLS},
+        candidates=tuple(candidates),
+    )
+
+
+class _Session:
+    """What the parts of one verification share."""
+
+    def __init__(
+        self,
+        artifact: ModelArtifact,
+        spec: VerifySpec,
+        runners: dict[str, OnnxRunner],
+        images: VerifyImages,
+        preprocessing: Preprocessing,
+        progress: Progress,
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.config = artifact.config
+        self.spec = spec
+        self.runners = runners
+        self.images = images
+        self.progress = progress
+        self.photo = _first_photo(images)
+        progress("Loading the reference", 0, 1)
+        model = load_model(artifact)
+        self.reference: Runner = TorchRunner(model, threads=spec.threads)
+        probe = probe_images(self.photo, self.preprocessing, self.preprocessing.size, spec.seed)
+        self.noise = rounding_noise(self.reference, TorchRunner(model, threads=spec.threads, double=True), probe)
+        if not all(np.isfinite(value) for value in self.noise.values()):
+            raise ArtifactError(
+                f"The weights of {artifact.path} give NaN or infinity in the reference itself; train or export again."
+            )
+        self.baseline = runners.get(BASELINE)
+        if self.baseline is None and BASELINE in artifact.onnx_files:
+            self.baseline = _load(artifact, BASELINE, spec)
+
+    def compare(self) -> dict[str, DriftMeter]:
+        """Every candidate on every photograph, at the native size."""
+        classes = _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+        meters = {
+            name: DriftMeter(classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
+            for name, runner in self.runners.items()
+        }
+        done, total = 0, len(self.images)
+        what = f"Comparing {total} images"
+        self.progress(what, done, total)
+        for batch in self.images.batches(self.preprocessing, self.spec.batch_size):
+            expected = self.reference.run(batch.images)
+            for name, runner in self.runners.items():
+                meters[name].add(batch.names, batch.labels, expected, runner.run(batch.images))
+            done += len(batch.names)
+            self.progress(what, done + len(self.images.skipped), total)
+        return meters
+
+    def sweep(self, sizes: list[Size]) -> dict[str, list[SizeDrift]]:
+        """Every candidate at every size its range holds."""
+        found: dict[str, list[SizeDrift]] = {name: [] for name in self.runners}
+        for done, size in enumerate(sizes):
+            self.progress("Sweeping sizes", done, len(sizes))
+            images = probe_images(self.photo, self.preprocessing, size, self.spec.seed)
+            expected = self.reference.run(images)
+            for name, runner in self.runners.items():
+                if runner.resolutions.refusal(*size) is None:
+                    found[name].append(size_drift(size, expected, runner.run(images)))
+        self.progress("Sweeping sizes", len(sizes), len(sizes))
+        return found
+
+    def slots(self) -> dict[str, SlotDrift]:
+        """Every candidate in batches of several sizes."""
+        found = {}
+        for done, (name, runner) in enumerate(self.runners.items()):
+            self.progress("Checking every row of batches", done, len(self.runners))
+            size = slot_size(runner.resolutions, self.preprocessing.size)
+            first = probe_images(self.photo, self.preprocessing, size, self.spec.seed)
+            other = probe_images(self.photo[:, ::-1], self.preprocessing, size, self.spec.seed + 1)
+            found[name] = slot_drift(runner, np.concatenate([first, other[1:]]), self.spec.batch_sizes)
+        self.progress("Checking every row of batches", len(self.runners), len(self.runners))
+        return found
+
+    def latencies(self) -> dict[str, Latency]:
+        """Every candidate against the baseline; empty when there is none or no time for it."""
+        if self.baseline is None or self.spec.latency_seconds == 0:
+            return {}
+        self.progress("Timing", 0, 1)
+        image: Array = self.preprocessing(self.photo)[None]
+        timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners}
+        found = interleaved_latency(timed, BASELINE, image, self.spec.latency_seconds)
+        self.progress("Timing", 1, 1)
+        return found
+
+
+def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, OnnxRunner]:
+    known = list(artifact.onnx_files)
+    unknown = [name for name in spec.candidates if name not in known]
+    if not known:
+        raise ArtifactError(f"{artifact.path} has no ONNX file; make one with 'swinv2-deploy export'.")
+    if unknown:
+        raise SpecError(f"{artifact.name} has no ONNX file named {unknown}; it has {known}.")
+    return {name: _load(artifact, name, spec) for name in (dict.fromkeys(spec.candidates) or known)}
+
+
+def _load(artifact: ModelArtifact, name: str, spec: VerifySpec) -> OnnxRunner:
+    """A file of the artifact, after its hash and its statements about the model were checked."""
+    path = artifact.file(f"onnx/{name}.onnx")
+    for extra in artifact.lineage.files:
+        if extra.startswith(f"onnx/{name}.onnx"):
+            artifact.file(extra)
+    runner = OnnxRunner(path, threads=spec.threads, provider=spec.provider)
+    expected = {
+        "model_sha256": artifact.lineage.files.get("model.safetensors"),
+        "config": artifact.config.to_dict(),
+        "labels": list(artifact.config.labels),
+        "preprocessing": asdict(artifact.preprocessing),
+    }
+    for key, value in expected.items():
+        stated = runner.facts.values.get(key)
+        if stated is not None and stated != json.loads(json.dumps(value)):
+            raise ArtifactError(
+                f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."
+            )
+    return runner
+
+
+def _preprocessing(runners: dict[str, OnnxRunner], artifact: ModelArtifact) -> Preprocessing:
+    """The artifact's, at the size the files are meant for where they refuse the trained one."""
+    native = artifact.preprocessing.size
+    refusing = [runner for runner in runners.values() if runner.resolutions.refusal(*native) is not None]
+    return artifact.preprocessing.resized_to(*refusing[0].resolutions.opt) if refusing else artifact.preprocessing
+
+
+def _sweep(runners: dict[str, OnnxRunner], native: Size, spec: VerifySpec) -> list[Size]:
+    for size in spec.sizes:
+        for runner in runners.values():
+            reason = runner.resolutions.refusal(*size)
+            if reason is not None:
+                raise SpecError(
+                    f"--sizes names a size that {runner.name} refuses: {reason} Leave it out, or export a wider range."
+                )
+    if spec.sizes:
+        return list(dict.fromkeys(spec.sizes))
+    found = {size for runner in runners.values() for size in sweep_sizes(runner.resolutions, native)}
+    return sorted(found, key=lambda size: (size[0] * size[1], size))
+
+
+def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
+    notices = []
+    largest = next(iter(runners.values())).resolutions.max
+    if not spec.sizes and sizes[-1] != largest:
+        tried, full = ("x".join(map(str, size)) for size in (sizes[-1], largest))
+        notices.append(f"The sweep went up to {tried} px; the files accept up to {full}. Use --sizes to try more.")
+    native = _preprocessing(runners, artifact).size
+    if native != artifact.preprocessing.size:
+        here, trained = ("x".join(map(str, size)) for size in (native, artifact.preprocessing.size))
+        notices.append(f"The files do not accept the trained size of {trained} px; images were compared at {here} px.")
+    if not artifact.lineage.weights.trained:
+        notices.append("The weights are untrained: that the files compute the same is judged, accuracy means nothing.")
+    return notices
+
+
+def _first_photo(images: VerifyImages) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    for path in images.folder.paths:
+        try:
+            return read_image(path)
+        except ImageError:
+            continue
+    raise ArtifactError(
+        f"None of the {len(images)} images of {images.folder.root} can be decoded; give a folder with intact images."
+    )
+
+
+def _class_names(labels: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return labels or tuple(f"class {index}" for index in range(count))

@@ -1,0 +1,92 @@
+"""What a verification is told. No torch import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from swinv2_deploy.errors import SpecError
+from swinv2_deploy.runtime.runner import Precision, Provider
+from swinv2_deploy.verify.tolerances import DEFAULTS, Tolerances
+
+LabelMode = Literal["match", "auto", "ignore"]
+"""``match``: folder classes must be labels of the model. ``auto``: accuracy where they are. ``ignore``: never accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifySpec:
+    """What to compare, on what, and how strictly.
+
+    Attributes:
+        data: Image folder.
+        candidates: ONNX files by name without suffix; empty means every one of the artifact.
+        limit: Number of images, evenly over the classes; None means all.
+        batch_size: Images run together.
+        sizes: (height, width) in px of the size sweep; empty derives them from the range of the files.
+        batch_sizes: Batches of the slot check.
+        tolerances: Largest drift that passes, by precision.
+        labels: What the folder's classes must be.
+        threads: CPU threads of every runner; None leaves each its choice.
+        provider: ONNX Runtime's execution provider.
+        latency_seconds: Time for the latency comparison, in s; 0 leaves it out.
+        exclude_overlap: Whether images the artifact was calibrated or trained on are left out instead of refused.
+        allow_untrained: Whether weights that were never trained are accepted.
+        seed: Seed of the choice of images and of the noise images.
+    """
+
+    data: Path
+    candidates: tuple[str, ...] = ()
+    limit: int | None = None
+    batch_size: int = 8
+    sizes: tuple[tuple[int, int], ...] = ()
+    batch_sizes: tuple[int, ...] = (1, 2, 3, 17)
+    tolerances: Mapping[Precision, Tolerances] = field(default_factory=lambda: dict(DEFAULTS))
+    labels: LabelMode = "match"
+    threads: int | None = None
+    provider: Provider = "cpu"
+    latency_seconds: float = 3.0
+    exclude_overlap: bool = False
+    allow_untrained: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"{name} is {value}; expected at least 1.")
+        if self.batch_size < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise SpecError(f"batch_size is {self.batch_size} and batch_sizes {self.batch_sizes}; expected numbers from 1.")
+        if any(min(size) < 1 for size in self.sizes):
+            raise SpecError(f"sizes is {self.sizes}; expected (height, width) pairs in px, all positive.")
+        if not self.latency_seconds >= 0:
+            raise SpecError(f"latency_seconds is {self.latency_seconds}; expected 0 or more.")
+        if self.labels not in get_args(LabelMode):
+            raise SpecError(f"labels is {self.labels!r}; expected one of {list(get_args(LabelMode))}.")
+        if self.provider not in get_args(Provider):
+            raise SpecError(f"There is no provider {self.provider!r}; expected one of {list(get_args(Provider))}.")
+        missing = [name for name in get_args(Precision) if name not in self.tolerances]
+        if missing:
+            raise SpecError(f"tolerances lacks {missing}; start from verify.tolerances.DEFAULTS.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the tolerances."""
+        names = [name for name in self.__slots__ if name not in ("tolerances", "data")]
+        return {"data": str(self.data)} | {name: getattr(self, name) for name in names}
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """``"256x256,320x288"`` (height x width, px; a lone number is a square) to pairs.
+
+    Raises:
+        SpecError: When the text has another form.
+    """
+    sizes = []
+    for part in text.lower().split(","):
+        height, _, width = part.strip().partition("x")
+        sides = (height, width or height)
+        if not all(side.isascii() and side.isdigit() and 0 < len(side) < 7 and int(side) for side in sides):
+            raise SpecError(f"{part!r} is not a size; expected height x width in px, for example 256x256,320x288.")
+        sizes.append((int(sides[0]), int(sides[1])))
+    return tuple(sizes)

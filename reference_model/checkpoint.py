@@ -302,13 +302,18 @@ def _suggestion(measured: Mapping[str, Any], words: str = "Its tensors fit") -> 
     return f"\n{words} " + " or ".join(f"variant={name!r}" for name in names) + "."
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy in float32 that shares memory with no file and no other tensor."""
+    return tensor.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
 def _to_float32(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     odd = sorted(name for name, tensor in tensors.items() if not tensor.is_floating_point())
     if odd:
         raise CheckpointError(
             f"{path} holds weights that are no floating point numbers: {listing(odd)}; quantized files are not read."
         )
-    converted = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
+    converted = {name: _copy(tensor) for name, tensor in tensors.items()}
     broken = sorted(name for name, tensor in converted.items() if not bool(torch.isfinite(tensor).all()))
     if broken:
         raise CheckpointError(f"{path} holds NaN or infinite weights: {listing(broken)}; the training had diverged.")

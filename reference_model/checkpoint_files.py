@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import pickle
 import re
 import struct
@@ -49,6 +50,10 @@ _UNREADABLE = (
 )
 
 
+_REFUSED_CALLS = (b"builtins\nbytearray\n", b"__builtin__\nbytearray\n")
+"""Calls that PyTorch's unpickler allows and that can take any amount of memory: ``bytearray(2**40)``."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model it is loaded into."""
 
@@ -80,7 +85,7 @@ _STAND_INS = (
 
 
 def read_checkpoint(path: Path) -> RawCheckpoint:
-    """Read a weights file, or the weights of a folder.
+    """Read a weights file, or the weights of a folder. Tensors may share memory with the file: copy what is kept.
 
     Raises:
         CheckpointError: When there is nothing to read, or it is damaged, hostile or no checkpoint.
@@ -170,8 +175,7 @@ def _read_file(path: Path) -> RawCheckpoint:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        # Copied, for the tensors of load_file live in the mapped file and change or vanish with it.
-        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+        return load_file(path)
     except (SafetensorError, *_UNREADABLE) as error:
         raise CheckpointError(f"{path} is a damaged safetensors file ({error}); download it again.") from error
 
@@ -180,16 +184,22 @@ def _check_archive(path: Path) -> None:
     """Refuse an archive that unpacks to more than it holds: torch.save stores, it never compresses."""
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, *_UNREADABLE) as error:
         raise CheckpointError(f"{path} is a truncated or damaged archive ({error}); download it again.") from error
-    if unpacked > path.stat().st_size:
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise CheckpointError(
             f"{path} unpacks {path.stat().st_size:,} bytes to {unpacked:,}; files of torch.save are not compressed. Refused."
         )
 
 
 def _unpickle(path: Path) -> object:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if any(content.find(call) >= 0 for call in _REFUSED_CALLS):
+            raise CheckpointError(
+                f"{path} wants to call bytearray, which no weights need and which can take any amount of memory."
+            )
     try:
         # A stream, not the path: torch.load takes a path that ends in .safetensors for such a file whatever it holds.
         with path.open("rb") as stream, warnings.catch_warnings(), torch.serialization.safe_globals(list(_STAND_INS)):
@@ -208,6 +218,7 @@ def _unpickle(path: Path) -> object:
 
 def _unwrap(content: object, path: Path) -> RawCheckpoint:
     """Find the state dict in a training checkpoint, and check every tensor."""
+    size = path.stat().st_size
     settings: dict[str, Any] = {}
     for _ in range(3):
         if not isinstance(content, Mapping):
@@ -227,6 +238,9 @@ def _unwrap(content: object, path: Path) -> RawCheckpoint:
         )
     for name, tensor in values.items():
         _check_tensor(name, tensor, path)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in values.values()}
+    if sum(storages.values()) > size:
+        raise CheckpointError(f"{path} has {size:,} bytes and claims {sum(storages.values()):,} bytes of weights. Refused.")
     return RawCheckpoint(tensors=values, settings=settings)
 
 

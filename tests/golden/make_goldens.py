@@ -53,13 +53,12 @@ def randomize(model: nn.Module, seed: int) -> None:
 
 def make_timm() -> None:
     """timm: a divisible square, a rectangle whose short side is one window, and a padded square, with the same weights."""
-    import timm
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
-
+    timm = importlib.import_module("timm")
+    swin = importlib.import_module("timm.models.swin_transformer_v2")
     tensors: dict[str, Tensor] = {}
     for batch, height, width in ((2, 32, 32), (1, 16, 64), (1, 40, 40)):
         # Built anew for every size: a timm model keeps the windows of the size it was built for.
-        model = SwinTransformerV2(img_size=(height, width), num_classes=CLASSES, **ARCHITECTURE).eval()
+        model = swin.SwinTransformerV2(img_size=(height, width), num_classes=CLASSES, **ARCHITECTURE).eval()
         randomize(model, seed=1)
         images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
         with torch.no_grad():
@@ -104,7 +103,7 @@ def microsoft_features(model: Any, run: Any) -> tuple[dict[str, Tensor], Tensor]
 
     def keep(name: str, resolution: tuple[int, int]) -> Any:
         def hook(_: nn.Module, __: Any, tokens: Tensor) -> None:
-            features[name] = tokens.transpose(1, 2).unflatten(2, resolution)
+            features[name] = tokens.transpose(1, 2).reshape(len(tokens), -1, *resolution)
 
         return hook
 

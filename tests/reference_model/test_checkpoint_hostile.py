@@ -38,6 +38,16 @@ class Hostile:
         return os.mkdir, (str(self.target),)
 
 
+class Terabyte:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (2**40,)
+
+
+class Uninitialized:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.Tensor, (1000, 1000)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("place", ["top", "model", "config"])
 def test_hostile_pickle_is_refused_by_name_and_runs_nothing(
@@ -67,7 +77,7 @@ def test_yacs_stand_in_cannot_be_called_to_do_anything(tmp_path: Path) -> None:
     stream = (
         b"\x80\x02}X\x05\x00\x00\x00model"  # {"model":
         b"cyacs.config\nCfgNode\n(X\x01\x00\x00\x00atR"  # CfgNode("a"), which is an empty OrderedDict
-        b"}X\x05\x00\x00\x00itemscbuiltins\nbytearray\nsb"  # whose 'items' becomes another function
+        b"}X\x05\x00\x00\x00itemsccollections\nCounter\nsb"  # whose 'items' becomes another function
         b"s."
     )
     buffer = io.BytesIO()
@@ -137,6 +147,31 @@ def test_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -
         archive.writestr("archive/data.pkl", b"\x00" * 2**24)
 
     with pytest.raises(CheckpointError, match=r"unpacks [\d,]+ bytes to 16,777,216; .* Refused\."):
+        load_weights(tmp_path / "weights.pth")
+
+
+def test_archive_with_a_compressed_entry_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "weights.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+
+    with pytest.raises(CheckpointError, match="are not compressed"):
+        load_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_call_that_only_takes_memory_is_refused(legacy: bool, tmp_path: Path) -> None:
+    """PyTorch's own allow-list holds bytearray, of which a few bytes of pickle make a terabyte."""
+    torch.save({"model": Terabyte()}, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy)
+
+    with pytest.raises(CheckpointError, match="wants to call bytearray"):
+        load_weights(tmp_path / "weights.pth")
+
+
+def test_tensor_made_without_data_is_refused(tmp_path: Path) -> None:
+    """``torch.Tensor(1000, 1000)`` is allowed in a pickle and needs no bytes of the file."""
+    torch.save({"model": {"patch_embed.proj.weight": Uninitialized()}}, tmp_path / "weights.pth")
+
+    with pytest.raises(CheckpointError, match=r"claims 4,000,000 bytes of weights\. Refused\."):
         load_weights(tmp_path / "weights.pth")
 
 

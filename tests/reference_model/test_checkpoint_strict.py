@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def state(tiny_config: SwinV2Config, randomized: Callable[..., SwinV2]) -> dict[
 def load(tiny_config: SwinV2Config, tmp_path: Path) -> Callable[..., SwinV2]:
     """Function that saves a state dict and loads it with the config of the tiny model, or with changes to it."""
 
-    def run(state: dict[str, Tensor], **changes: object) -> SwinV2:
+    def run(state: dict[str, Tensor], **changes: Any) -> SwinV2:
         save_file(state, tmp_path / "weights")
         return load_model(tmp_path / "weights", config=replace(tiny_config, **changes))
 
@@ -165,6 +166,15 @@ def test_config_of_pruned_weights_is_inferred(
     loaded = model_from_weights(weights, config=infer_config(weights.state_dict, tiny_config))
     images = torch.ones(1, 3, 32, 32)
     assert torch.equal(loaded(images), model(images))
+
+
+def test_removed_norm_must_be_absent(state: dict[str, Tensor], load: Callable[..., SwinV2]) -> None:
+    """What the config removes may not be in the file, and the model then runs without."""
+    removed = ((0, 1, "norm2"),)
+    with pytest.raises(CheckpointError, match=r"2 unexpected: layers\.0\.blocks\.1\.norm2\.bias"):
+        load(state, removed_norms=removed)
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("layers.0.blocks.1.norm2")}
+    assert load(kept, removed_norms=removed).config.removed_norms == removed
 
 
 def test_gap_in_the_blocks_is_reported(state: dict[str, Tensor], load: Callable[..., SwinV2]) -> None:

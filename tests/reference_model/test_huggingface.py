@@ -21,7 +21,7 @@ from reference_model.checkpoint import (
     load_weights,
     state_to_huggingface,
 )
-from reference_model.config import SwinV2Config
+from reference_model.config import SwinV2Config, Task
 from reference_model.model import SwinV2
 from reference_model.variants import VARIANTS
 
@@ -75,7 +75,9 @@ def test_transformers_loads_our_encoder_and_backbone(
 
 
 @pytest.mark.parametrize("task", ["classification", "encoder", "backbone"])
-def test_round_trip_changes_nothing(task: str, config: SwinV2Config, randomized: Callable[..., SwinV2], tmp_path: Path) -> None:
+def test_round_trip_changes_nothing(
+    task: Task, config: SwinV2Config, randomized: Callable[..., SwinV2], tmp_path: Path
+) -> None:
     if task != "classification":
         features = ("stage1", "stage2") if task == "backbone" else ()
         config = replace(config, task=task, num_classes=0, labels=(), out_features=features)

@@ -32,8 +32,12 @@ from reference_model.model import Block, SwinV2, SwinV2Classifier, build_model
 from reference_model.variants import VARIANTS, find_variant
 from reference_model.windows import pad_map, plan_windows, shift_mask, window_partition, window_reverse
 
-TOLERANCE = 1e-5
-"""Largest absolute difference allowed; measured 0.0 in most cases, see each test."""
+TOLERANCE = 5e-6
+"""Largest difference allowed, relative to the largest value of the same map.
+
+transformers projects query, key and value one by one and we project them together; matrix products of other shapes round
+otherwise, by 2e-6 at most in float32 as measured. In float64 the difference is 1e-15, see the test.
+"""
 
 Golden = Callable[[str], tuple[SwinV2Config, dict[str, Tensor], dict[str, Tensor]]]
 
@@ -71,11 +75,11 @@ def published_features(theirs: Any, images: Tensor) -> dict[str, Tensor]:
 
 
 def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Largest absolute difference over all outputs, which must have the same names and shapes."""
+    """Largest difference over all outputs, relative to the largest value of each; names and shapes must be the same."""
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert tensor.shape == theirs[name].shape, name
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    return max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in ours)
 
 
 DISTINCT = {
@@ -89,7 +93,7 @@ DISTINCT = {
 def test_published_variant_equals_transformers_at_its_own_size(
     name: str, randomized: Callable[..., SwinV2], published: Callable[..., Any], images_of: Callable[..., Tensor]
 ) -> None:
-    """Logits and every stage, real widths, heads, windows and resolution; depth cut to 1, 2, 2, 1. Measured: 0.0."""
+    """Logits and every stage, real widths, heads, windows and resolution; depth cut to 1, 2, 2, 1. Measured: 9e-7."""
     config = shallow(VARIANTS[name].config)
     if config.num_classes > 1000:
         config = replace(config, num_classes=1000)
@@ -103,7 +107,7 @@ def test_published_variant_equals_transformers_at_its_own_size(
 def test_wide_simmim_model_equals_transformers(
     size: str, randomized: Callable[..., SwinV2], published: Callable[..., Any], images_of: Callable[..., Tensor]
 ) -> None:
-    """The first two stages of the fine-tuned models, whose last stages alone take gigabytes. Measured: 0.0."""
+    """The first two stages of the fine-tuned models, whose last stages alone take gigabytes. Measured: 2e-6."""
     whole = find_variant(size, 224).config
     config = make_config(
         embed_dim=whole.embed_dim,
@@ -123,14 +127,27 @@ def test_wide_simmim_model_equals_transformers(
 def test_full_tiny_equals_transformers(
     randomized: Callable[..., SwinV2], published: Callable[..., Any], images_of: Callable[..., Tensor]
 ) -> None:
-    """All 12 blocks of tiny with window 8 at 256 px, two images. Measured: 0.0."""
+    """All 12 blocks of tiny with window 8 at 256 px, two images. Measured: 9e-7, logits 4e-7."""
     model = randomized(VARIANTS["swinv2-tiny-patch4-window8-256"].config)
     images = images_of(256, 256, batch=2)
 
     theirs = published(model)
     assert difference(features_of(model, images), published_features(theirs, images)) <= TOLERANCE
     with torch.no_grad():
-        assert float((model(images) - theirs(images).logits).abs().max()) <= TOLERANCE
+        assert difference({"logits": model(images)}, {"logits": theirs(images).logits}) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["swinv2-tiny-patch4-window8-256", "swinv2-large-patch4-window12-192-22k"])
+def test_in_double_precision_nothing_differs_but_rounding(
+    name: str, randomized: Callable[..., SwinV2], published: Callable[..., Any], images_of: Callable[..., Tensor]
+) -> None:
+    """Measured: 1e-15."""
+    config = shallow(VARIANTS[name].config)
+    model = randomized(replace(config, num_classes=10))
+    images = images_of(*config.image_size).double()
+
+    theirs = published(model).double()
+    assert difference(features_of(model.double(), images), published_features(theirs, images)) <= 1e-12
 
 
 @pytest.fixture
@@ -159,7 +176,7 @@ def test_other_size_equals_transformers_rebuilt_for_it(
     published: Callable[..., Any],
     images_of: Callable[..., Tensor],
 ) -> None:
-    """Divisible and padded, square and not, as long as both axes see the same windows and shifts. Measured: 0.0."""
+    """Divisible and padded, square and not, as long as both axes see the same windows and shifts. Measured: 4e-7."""
     model = randomized(small_config)
     images = images_of(*size, batch=2)
 
@@ -191,11 +208,11 @@ def test_masked_pairs_leak_where_a_head_is_sharp(
 ) -> None:
     """The published mask of -100 does not hide a pair from a head whose logits span more; transformers adds it twice.
 
-    We add it once, as Microsoft and timm do. Measured: 9e-4 at the clamped scale of 100, 0.0 with -200.
+    We add it once, as Microsoft and timm do. Measured: up to 1e-3 at the clamped scale of 100, nothing with -200.
     """
     model = randomized(small_config)
     with torch.no_grad():
-        model.layers[0].blocks[1].attn.logit_scale.fill_(5.0)
+        model.get_parameter("layers.0.blocks.1.attn.logit_scale").fill_(5.0)
     images = images_of(64, 64, batch=8)
     expected = published_features(published(model), images)
     assert difference(features_of(model, images), expected) > TOLERANCE
@@ -229,7 +246,7 @@ def test_no_other_config_is_written_for_transformers_than_one_it_computes_alike(
 
 @pytest.mark.parametrize("size", ["32x32", "16x64"])
 def test_equals_timm_where_windows_divide_the_map(size: str, golden: Golden) -> None:
-    """A square, and a rectangle whose short side is one window, where timm works axis by axis. Measured: 0.0."""
+    """A square, and a rectangle whose short side is one window, where timm works axis by axis. Measured: 1e-6."""
     config, state, outputs = golden("timm")
 
     assert difference(*golden_outputs(config, state, outputs, size)) <= TOLERANCE
@@ -238,12 +255,12 @@ def test_equals_timm_where_windows_divide_the_map(size: str, golden: Golden) -> 
 def test_padded_square_differs_from_timm_by_the_order_of_padding_and_rolling_alone(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 px, window 4: maps of 10 and 5. Ours differs by more than 1e-2; with timm's order it is equal. Measured then: 0.0."""
+    """40 px, window 4: maps of 10 and 5. Ours differs by more than 1e-2; with timm's order it is equal."""
     config, state, outputs = golden("timm")
     ours, theirs = golden_outputs(config, state, outputs, "40x40")
     assert difference(ours, theirs) > 1e-2
     # Padding of window - shift hides the difference: the first stage pads 10 to 12, so its maps are equal.
-    assert float((ours["stage1"] - theirs["stage1"]).abs().max()) <= TOLERANCE
+    assert difference({"stage1": ours["stage1"]}, {"stage1": theirs["stage1"]}) <= TOLERANCE
 
     def roll_then_pad(self: Block, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
@@ -265,7 +282,7 @@ def test_equals_microsoft_with_another_pretrained_window(golden: Golden) -> None
 
 
 def test_equals_simmim_encoder(golden: Golden) -> None:
-    """Nothing masked. Measured: 0.0."""
+    """Nothing masked. Measured: 1e-6."""
     config, state, outputs = golden("simmim")
 
     assert difference(*golden_outputs(config, state, outputs, "32x32")) <= TOLERANCE
@@ -300,7 +317,7 @@ def test_a_wrong_weight_shows(
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             saved = parameter.clone()
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
             if difference(features_of(model, images), expected) <= TOLERANCE:
                 unnoticed.append(name)
             parameter.copy_(saved)

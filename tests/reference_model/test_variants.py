@@ -100,7 +100,9 @@ def test_unknown_resolution_lists_what_exists() -> None:
 
 
 def test_unknown_window_lists_what_exists() -> None:
-    with pytest.raises(VariantError, match=r"There is no base at 384 px with window 16\. There are:\n(.*\n)+Give .*--window 12to24"):
+    with pytest.raises(
+        VariantError, match=r"There is no base at 384 px with window 16\. There are:\n(.*\n)+Give .*--window 12to24"
+    ):
         find_variant("base", 384, 16)
 
 

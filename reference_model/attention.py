@@ -73,7 +73,8 @@ class WindowAttention(nn.Module):
                 logits = logits.view(rows, self.num_heads, tokens, tokens)
             weights = logits.softmax(dim=-1).to(v.dtype)
         out = (weights @ v).transpose(1, 2).reshape(rows, tokens, -1)
-        return self.proj(out)
+        projected: Tensor = self.proj(out)
+        return projected
 
     def qkv_bias(self) -> Tensor | None:
         """Bias of the joint projection, (3*k*d,), zero for the keys; None when there is none."""

@@ -51,7 +51,7 @@ def relative_position_index(window: tuple[int, int]) -> Tensor:
 
 
 class PositionBias(nn.Sequential):
-    """The log-CPB MLP of one block: Linear(2, 512), ReLU, Linear(512, n) without bias."""
+    """The log-CPB MLP of one block: Linear(2, 512), ReLU, Linear(512, n) without bias. A Sequential for its published key names."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__(nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, num_heads, bias=False))
@@ -66,9 +66,13 @@ class PositionBias(nn.Sequential):
         pretrained = (pretrained_window_size,) * 2 if pretrained_window_size > 0 else window
         parameter = next(self.parameters())
         coords = relative_coords_table(window, (pretrained[0], pretrained[1])).to(parameter.device, parameter.dtype)
-        return BIAS_LIMIT * torch.sigmoid(super().forward(coords))
+        hidden, activation, out = self
+        table: Tensor = BIAS_LIMIT * torch.sigmoid(out(activation(hidden(coords))))
+        return table
 
-    def forward(self, window: tuple[int, int], pretrained_window_size: int) -> Tensor:
+    def forward(  # type: ignore[override]  # takes a window, not a tensor
+        self, window: tuple[int, int], pretrained_window_size: int
+    ) -> Tensor:
         """Bias added to the attention logits of a window: (n, N, N)."""
         table = self.bias_table(window, pretrained_window_size)
         index = relative_position_index(window).to(table.device)

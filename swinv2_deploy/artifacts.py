@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,9 @@ class ModelArtifact:
         if expected is None or not path.is_file():
             raise ArtifactError(f"{self.path} has no {name}; it holds {sorted(self.lineage.files)}.")
         if file_sha256(path) != expected:
-            raise ArtifactError(f"{path} was changed or damaged after it was written (its hash differs); make the artifact again.")
+            raise ArtifactError(
+                f"{path} was changed or damaged after it was written (its hash differs); make the artifact again."
+            )
         return path
 
 
@@ -241,7 +243,9 @@ def read_artifact(path: Path) -> ModelArtifact:
         raise ArtifactError(f"There is no artifact at {path}; make one with 'swinv2-deploy export'.")
     content = _read_json(path / LINEAGE, f"{path} is not an artifact: it has no readable {LINEAGE}")
     if content.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path / LINEAGE} has schema {content.get('schema')!r}, this version reads {SCHEMA}; export again.")
+        raise ArtifactError(
+            f"{path / LINEAGE} has schema {content.get('schema')!r}, this version reads {SCHEMA}; export again."
+        )
     try:
         weights = WeightsOrigin(**content["weights"])
         names = ("stage", "spec", "parent", "seed", "created", "tools", "files")
@@ -268,7 +272,9 @@ def newest_artifact(root: Path) -> ModelArtifact:
     """
     found = [path.parent for path in root.glob(f"*/{LINEAGE}") if not path.parent.name.startswith(".")]
     if not found:
-        raise ArtifactError(f"There is no artifact in {root.absolute()}; make one with 'swinv2-deploy export', or name one with --model.")
+        raise ArtifactError(
+            f"There is no artifact in {root.absolute()}; make one with 'swinv2-deploy export', or name one with --model."
+        )
     artifacts = [read_artifact(path) for path in found]
     return max(artifacts, key=lambda artifact: (artifact.lineage.created, artifact.name))
 
@@ -308,7 +314,7 @@ def _finish(folder: Path, lineage: Lineage) -> None:
             files[name] = file_sha256(path)
     tools = {name: metadata.version(name) for name in (*TOOLS, "swinv2-deploy") if _installed(name)}
     content = asdict(lineage) | {
-        "created": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "tools": tools | {"python": platform.python_version()},
         "files": files,
@@ -370,4 +376,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in reasons:
             raise
-        raise ArtifactError(f"{path} cannot be written: {reasons[error.errno]} ({error.strerror}). Nothing was left behind.") from error
+        raise ArtifactError(
+            f"{path} cannot be written: {reasons[error.errno]} ({error.strerror}). Nothing was left behind."
+        ) from error

@@ -26,7 +26,8 @@ def export_command(
         str | None, typer.Option("--window", help="Window of the published model, such as 8, 16 or 12to16, where several fit.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Checkpoint: Microsoft, SimMIM, timm or Hugging Face; .safetensors, .pth, .bin.")
+        Path | None,
+        typer.Option("--weights", help="Checkpoint: Microsoft, SimMIM, timm or Hugging Face; .safetensors, .pth, .bin."),
     ] = None,
     model: Model = None,
     task: Annotated[
@@ -35,12 +36,17 @@ def export_command(
     out_features: Annotated[
         str | None, typer.Option("--out-features", help="For a backbone: stem,stage1,... Default: the last stage.")
     ] = None,
-    static: Annotated[bool, typer.Option("--static", help="One height and width only, the fastest graph; the batch stays free.")] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="One height and width only, the fastest graph; the batch stays free.")
+    ] = False,
     input_size: Annotated[
-        str | None, typer.Option("--input-size", help="Height x width in px the graph is meant for. Default: the trained resolution.")
+        str | None,
+        typer.Option("--input-size", help="Height x width in px the graph is meant for. Default: the trained resolution."),
     ] = None,
     min_res: Annotated[str | None, typer.Option("--min-res", help="Smallest height x width in px. Default: 32.")] = None,
-    max_res: Annotated[str | None, typer.Option("--max-res", help="Largest height x width in px. Default: 4 x the size.")] = None,
+    max_res: Annotated[
+        str | None, typer.Option("--max-res", help="Largest height x width in px. Default: 4 x the size.")
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -51,8 +57,8 @@ def export_command(
 ) -> None:
     """Write an artifact with weights, preprocessing and an ONNX graph that is right at every size of its range.
 
-    Without --size, --weights or --model the small bundled model is exported. Weights that are neither given nor on the reachable hub
-    are replaced by untrained ones, which the artifact's name says.
+    Without --size, --weights or --model the small bundled model is exported. Weights that are neither given nor on a reachable
+    hub are replaced by untrained ones, which the artifact's name says.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
@@ -91,6 +97,8 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
         else:
             warn(note)
     path = out or ARTIFACTS / _artifact_name(source.name, request.task, static=spec.static)
+    if out is None and source.artifact is not None and path.absolute() == source.artifact.path:
+        path = path.with_name(f"{path.name}-onnx")
     resolutions = spec.resolutions(source.model.config)
     low, high = ("x".join(map(str, side)) for side in (resolutions.min, resolutions.max))
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
@@ -108,7 +116,9 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
     file = artifact.onnx_files["model"]
     tested = artifact_tested_sizes(file)
     output.say(f"[green]Exported[/] in {seconds:.1f} s: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
-    output.say("  equal to the reference model: " + ", ".join(f"{name} px within {error:.0e}" for name, error in tested.items()))
+    output.say(
+        "  equal to the reference model: " + ", ".join(f"{name} px within {error:.0e}" for name, error in tested.items())
+    )
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
     output.result(content | {"onnx": str(file), "seconds": seconds, "tested_sizes": tested})

@@ -25,15 +25,15 @@ def list_command(json: Json = False) -> None:
             made.add_row(artifact.name, lineage.stage, lineage.weights.kind, ", ".join(artifact.onnx_files))
         if not json:
             output.console.print(table)
-            output.console.print(made if artifacts else f"No artifacts in ./{ARTIFACTS} yet: 'swinv2-deploy export' makes the first.")
+            output.console.print(
+                made if artifacts else f"No artifacts in ./{ARTIFACTS} yet: 'swinv2-deploy export' makes the first."
+            )
         output.result(
             {
                 "models": [
                     {"name": v.name, "size": v.size, "res": v.resolution, "window": v.window, "hub_id": v.hub_id}
                     for v in VARIANTS.values()
                 ],
-                "artifacts": [
-                    {"path": str(a.path), "stage": a.lineage.stage, "onnx": sorted(a.onnx_files)} for a in artifacts
-                ],
+                "artifacts": [{"path": str(a.path), "stage": a.lineage.stage, "onnx": sorted(a.onnx_files)} for a in artifacts],
             }
         )

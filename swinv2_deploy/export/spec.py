@@ -50,7 +50,9 @@ class ExportSpec:
         high = self.largest or (LARGEST_OVER_NATIVE * native[0], LARGEST_OVER_NATIVE * native[1])
         if any(not a <= b <= c for a, b, c in zip(low, native, high, strict=True)):
             sizes = [f"{height}x{width}" for height, width in (low, native, high)]
-            raise SpecError(f"The range {sizes[0]} to {sizes[2]} px does not hold {sizes[1]} px; widen --min-res and --max-res.")
+            raise SpecError(
+                f"The range {sizes[0]} to {sizes[2]} px does not hold {sizes[1]} px; widen --min-res and --max-res."
+            )
         return ResolutionRange(min=low, opt=native, max=high)
 
     def to_dict(self) -> dict[str, Any]:

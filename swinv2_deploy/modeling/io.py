@@ -6,7 +6,13 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from reference_model.checkpoint import CheckpointError, config_to_huggingface, load_weights, model_from_weights, state_to_huggingface
+from reference_model.checkpoint import (
+    CheckpointError,
+    config_to_huggingface,
+    load_weights,
+    model_from_weights,
+    state_to_huggingface,
+)
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import ModelArtifact, write_json

@@ -38,7 +38,9 @@ class SourceRequest:
         if self.model is not None and (self.size is not None or self.weights is not None):
             raise SpecError("--model is a whole model; leave out --size and --weights, or give them instead of it.")
         if self.size is None and (self.resolution is not None or self.window is not None):
-            raise SpecError("--res and --window choose among the models of a size; add --size, or use --input-size for other sizes.")
+            raise SpecError(
+                "--res and --window choose among the models of a size; add --size, or use --input-size for other sizes."
+            )
         if self.task is not None and self.task not in TASKS:
             raise SpecError(f"--task is {self.task!r}; expected one of {', '.join(TASKS)}.")
         if self.out_features and self.task != "backbone":

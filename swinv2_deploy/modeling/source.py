@@ -157,7 +157,9 @@ def source_from_weights(
         preprocessing = published_preprocessing(variant)
     else:
         height, width = model.config.image_size
-        preprocessing = Preprocessing.published(height) if height == width else Preprocessing(size=(height, width), resize_shortest=None)
+        preprocessing = (
+            Preprocessing.published(height) if height == width else Preprocessing(size=(height, width), resize_shortest=None)
+        )
         notes.append(f"No preprocessor_config.json beside {path.name}: preprocessing is that of published {height}-px models.")
     digest = _folder_sha256(path) if path.is_dir() else file_sha256(path)
     return Source(

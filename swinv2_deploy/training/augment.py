@@ -52,7 +52,9 @@ def erase_boxes(images: Tensor, probability: float, generator: np.random.Generat
     return images
 
 
-def mix(images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+def mix(
+    images: Tensor, targets: Tensor, *, mixup: float, cutmix: float, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Mix each image with its mirror in the batch, by MixUp or CutMix or not at all.
 
     Args:

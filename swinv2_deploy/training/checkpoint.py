@@ -49,7 +49,9 @@ def save_checkpoint(folder: Path, state: TrainingState, spec: dict[str, Any]) ->
             tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
     progress = {"schema": SCHEMA, "epoch": state.epoch, "step": state.step, "history": state.history, "spec": spec}
     temporary = folder / f".{FILE_NAME}.tmp"
-    save_file({name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, {"run": json.dumps(progress)})
+    save_file(
+        {name: value.detach().contiguous().clone() for name, value in tensors.items()}, temporary, {"run": json.dumps(progress)}
+    )
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, folder / FILE_NAME)
@@ -73,7 +75,9 @@ def load_checkpoint(folder: Path, state: TrainingState, spec: dict[str, Any]) ->
     if progress.get("schema") != SCHEMA or progress["spec"] != json.loads(json.dumps(spec)):
         raise TrainingError(f"{path} belongs to a run with another recipe; use another --run folder, or delete it.")
     try:
-        state.model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+        state.model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        )
         state.average = {name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")}
         for name, parameter in state.model.named_parameters():
             keys = ("step", "exp_avg", "exp_avg_sq")

@@ -127,7 +127,7 @@ def _step(state: TrainingState, images: Tensor, targets: Tensor, spec: TrainSpec
     if not np.isfinite(value):
         raise TrainingError(f"The loss is {value} at step {state.step}; lower the learning rate, or use --precision fp32.")
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm)
     state.optimizer.step()
     state.step += 1

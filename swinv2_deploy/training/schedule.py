@@ -17,7 +17,8 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, final: flo
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two optimizer groups: matrices decay; vectors, ``logit_scale`` and the position-bias MLP do not (as published)."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or "logit_scale" in name or "cpb_mlp" in name or "pos_embed" in name
         (kept if plain else decayed).append(parameter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from swinv2_deploy.errors import SpecError
 
@@ -81,7 +81,9 @@ class TrainSpec:
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
         if self.mixup + self.cutmix > 1:
-            raise SpecError(f"mixup {self.mixup} and cutmix {self.cutmix} are probabilities of one choice; their sum is above 1.")
+            raise SpecError(
+                f"mixup {self.mixup} and cutmix {self.cutmix} are probabilities of one choice; their sum is above 1."
+            )
         if not 0 < self.crop_scale <= 1:
             raise SpecError(f"crop_scale is {self.crop_scale}; expected a number in (0, 1].")
         if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate <= 0:
@@ -117,3 +119,8 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     except ValueError as error:
         raise SpecError(f"{text!r} is not a list of resolutions; expected for example 96:0.7,128:0.3 or 128.") from error
     return tuple(phases)
+
+
+def as_precision(text: str) -> Precision:
+    """The option's text as a precision; :class:`TrainSpec` checks it."""
+    return cast("Precision", text)

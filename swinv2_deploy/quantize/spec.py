@@ -1,0 +1,58 @@
+"""What a quantization is told. No torch import."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from swinv2_deploy.errors import SpecError
+from swinv2_deploy.modeling.sites import POLICIES, Policy
+
+CALIBRATORS = ("max", "percentile", "entropy", "mse")
+
+Unsigned = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeSpec:
+    """How a model is quantized after training.
+
+    Attributes:
+        calibrator: How a site's range is chosen from what it saw.
+        policy: Which sites are quantized.
+        images: Calibration images, chosen evenly over the classes; None means all, 512 at most.
+        batch_size: Images a forward pass while calibrating.
+        unsigned: Whether ``model_uint8.onnx`` is written: ``auto`` keeps it where it is measurably faster in ONNX Runtime here.
+        seed: Seed of the choice of images.
+    """
+
+    calibrator: str = "percentile"
+    policy: Policy = "linear"
+    images: int | None = None
+    batch_size: int = 16
+    unsigned: Unsigned = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.calibrator not in CALIBRATORS:
+            raise SpecError(f"There is no calibrator {self.calibrator!r}; expected one of {', '.join(CALIBRATORS)}.")
+        if self.policy not in POLICIES:
+            raise SpecError(f"There is no policy {self.policy!r}; expected one of {', '.join(POLICIES)}.")
+        if self.unsigned not in ("auto", "always", "never"):
+            raise SpecError(f"unsigned is {self.unsigned!r}; expected auto, always or never.")
+        if self.batch_size < 1 or (self.images is not None and self.images < 1):
+            raise SpecError(f"images is {self.images} and batch_size {self.batch_size}; both must be at least 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def as_policy(text: str) -> Policy:
+    """The option's text as a policy; :class:`QuantizeSpec` checks it."""
+    return cast("Policy", text)
+
+
+def as_unsigned(text: str) -> Unsigned:
+    """The option's text; :class:`QuantizeSpec` checks it."""
+    return cast("Unsigned", text)

@@ -1,0 +1,55 @@
+"""From an image folder to training images, and from a finished run to an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calibration.dataset import ImageFolder
+from swinv2_deploy.artifacts import Lineage, ModelArtifact, WeightsOrigin, read_artifact, write_artifact, write_json
+from swinv2_deploy.modeling.io import write_model_files
+from swinv2_deploy.training.data import TrainingImages, split_tuning
+from swinv2_deploy.training.loop import TrainResult
+from swinv2_deploy.training.spec import TrainSpec
+from swinv2_deploy.training.start import Start
+
+MANIFEST = "training_manifest.json"
+ROOM_FOR_CROPS = 1.25
+"""Images are kept in memory at this many times the largest training resolution."""
+
+
+def split_images(images: ImageFolder, spec: TrainSpec) -> tuple[TrainingImages, TrainingImages]:
+    """Decode all images and part them into those trained on and those set aside.
+
+    Raises:
+        ImageError: When an image cannot be read.
+    """
+    aside = split_tuning(list(images.paths), spec.tune_share)
+    short_side = round(ROOM_FOR_CROPS * max(phase.resolution for phase in spec.phases))
+    parts = []
+    for wanted in (False, True):
+        names = [name for name, held in zip(images.names, aside, strict=True) if held == wanted]
+        files = [images.root / name for name in names]
+        parts.append(TrainingImages(files, [images.labels[name] for name in names], short_side))
+    return parts[0], parts[1]
+
+
+def finish(
+    result: TrainResult, start: Start, spec: TrainSpec, images: ImageFolder, path: Path, *, force: bool = False
+) -> ModelArtifact:
+    """Write the trained model with its history and the hashes of every image it may have seen.
+
+    Raises:
+        ArtifactError: When the folder cannot be written.
+    """
+    lineage = Lineage(
+        stage="train",
+        spec=spec.to_dict(),
+        weights=WeightsOrigin(kind="trained", source=start.description, sha256=images.manifest().sha256),
+        parent=start.parent,
+        seed=spec.seed,
+    )
+    with write_artifact(path, lineage, force=force) as folder:
+        write_model_files(folder, result.model, start.preprocessing)
+        write_json(folder / "history.json", result.history)
+        write_json(folder / MANIFEST, {"files": dict(images.manifest().files)})
+    return read_artifact(path)

@@ -1,0 +1,85 @@
+"""What a training run starts from: an architecture with fresh weights, or a checkpoint with a classifier for these classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from calibration.dataset import ImageFolder
+from reference_model.config import SwinV2Config
+from reference_model.model import SwinV2Classifier, initialize
+from reference_model.preprocessing import Preprocessing
+from reference_model.variants import find_variant
+from swinv2_deploy.errors import SpecError
+from swinv2_deploy.modeling.request import SourceRequest
+from swinv2_deploy.modeling.source import resolve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """A model ready to be trained.
+
+    Attributes:
+        model: Classifier for the classes of the image folder.
+        preprocessing: What images go through when the model is used.
+        name: Good name for the artifact.
+        description: What is trained, in words.
+        parent: Name and lineage hash of the artifact the weights came from; empty otherwise.
+    """
+
+    model: SwinV2Classifier
+    preprocessing: Preprocessing
+    name: str
+    description: str
+    parent: dict[str, str]
+
+
+def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) -> Start:
+    """Build the classifier.
+
+    A published architecture (``--size`` alone) starts from the published initialization. Weights keep their encoder; their
+    classifier is kept where it has the same class names, else a new one is made.
+
+    Raises:
+        SpecError: When the images have no classes.
+    """
+    if len(images.classes) < 2:
+        raise SpecError(f"{images.root} has {len(images.classes)} class folders; expected at least two, with images in each.")
+    if request.size is not None and request.weights is None:
+        variant = find_variant(request.size, request.resolution, request.window)
+        config = _classifier(variant.config, images.classes, drop_path)
+        model = SwinV2Classifier(config)
+        initialize(model, torch.Generator().manual_seed(request.seed))
+        # The whole picture squashed to the model's size: center crops cut heads and feet off photographs of clothes and people.
+        preprocessing = Preprocessing(size=config.image_size, resize_shortest=None)
+        return Start(
+            model=model, preprocessing=preprocessing, name=variant.name, description=f"{variant.name} from scratch", parent={}
+        )
+    source = resolve(request)
+    config = _classifier(source.model.config, images.classes, drop_path)
+    model = SwinV2Classifier(config)
+    initialize(model, torch.Generator().manual_seed(request.seed))
+    state = source.model.state_dict()
+    same = source.model.config.labels == images.classes and "head.weight" in state
+    kept = {name: value for name, value in state.items() if same or not name.startswith("head.")}
+    model.load_state_dict(model.state_dict() | kept)
+    head = "its classifier" if same else f"a new classifier for {len(images.classes)} classes"
+    return Start(
+        model=model,
+        preprocessing=source.preprocessing,
+        name=f"{source.name}-tuned",
+        description=f"{source.name} with {head}",
+        parent=dict(source.parent),
+    )
+
+
+def _classifier(config: SwinV2Config, classes: tuple[str, ...], drop_path: float) -> SwinV2Config:
+    return replace(
+        config,
+        task="classification",
+        num_classes=len(classes),
+        labels=classes,
+        out_features=(),
+        drop_path_rate=drop_path,
+    )

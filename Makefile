@@ -23,9 +23,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 install: $(VENV)/.dev  ## Make .venv with the packages, editable, and every development tool
 
-demo: $(VENV)/.runtime  ## Export a small model and verify it, from nothing
-	$(BIN)/swinv2-deploy export --size tiny --res 256 --window 8 --out build/demo --force
-	$(BIN)/swinv2-deploy verify --model build/demo --allow-untrained
+demo: $(VENV)/.runtime  ## Export, quantize and verify the bundled model, from nothing
+	$(BIN)/swinv2-deploy export --out build/demo/nano --force
+	$(BIN)/swinv2-deploy quantize --model build/demo/nano --out build/demo/nano-int8 --force
+	$(BIN)/swinv2-deploy verify --model build/demo/nano-int8
 
 test: $(VENV)/.dev  ## Run the tests; no GPU and no network needed
 	$(BIN)/python -m pytest -q

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from swinv2_deploy.artifacts import ModelArtifact
     from swinv2_deploy.verify import DriftReport, VerifySpec
 
+UNTRAINED_LIMIT = 16
+"""Bundled photographs taken by default where there is no accuracy to tell."""
+
 LINE_EVERY_S = 10.0
 """How often progress is a line where there is no terminal."""
 
@@ -76,7 +79,12 @@ def verify_command(
         folder = sample_folder("verify") if data is None else data
         if data is None:
             output.say(f"No --data was given: taking the bundled photographs, {folder}")
-        lenient = data is None or not artifact.lineage.weights.trained
+        trained = artifact.lineage.weights.trained
+        if data is None and limit is None and not trained:
+            limit = UNTRAINED_LIMIT
+            output.say(
+                f"The weights are untrained: {limit} photographs tell whether the files compute the same (--limit for more)"
+            )
         spec = VerifySpec(
             data=folder,
             candidates=tuple(candidate or ()),
@@ -84,17 +92,17 @@ def verify_command(
             batch_size=batch_size,
             sizes=parse_sizes(sizes) if sizes else (),
             tolerances=load_tolerances(tolerances) if tolerances else DEFAULTS,
-            labels="ignore" if ignore_labels else "auto" if lenient else "match",
+            labels="ignore" if ignore_labels else "match" if trained and data is not None else "auto",
             threads=threads,
             provider=provider,  # type: ignore[arg-type]  # checked by the spec
             exclude_overlap=exclude_overlap,
             allow_untrained=allow_untrained,
             seed=seed,
         )
-        _run(artifact, spec, report, output)
+        _run(artifact, spec, report, output, "" if model is None else f" --model {shlex.quote(str(model))}")
 
 
-def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: Output) -> None:
+def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: Output, model: str) -> None:
     from swinv2_deploy.verify import verify
 
     with _progress(output) as progress:
@@ -105,7 +113,7 @@ def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: 
     _show(result, output.console)
     if saved is not None:
         output.say(f"Report: {saved}")
-    output.say(_next(artifact, spec, result))
+    output.say(_next(artifact, spec, result, model))
     output.result(result.to_dict() | {"report": None if saved is None else str(saved)})
     if problem is not None:
         warn(str(problem))
@@ -135,11 +143,10 @@ def _show(result: DriftReport, console: Console) -> None:
             console.print(line)
 
 
-def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport) -> str:
+def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport, model: str) -> str:
     from calibration.samples import sample_folder
     from swinv2_deploy.verify.terminal import best_file
 
-    model = f" --model {shlex.quote(str(artifact.path))}"
     if not result.passed:
         return "Next: swinv2-deploy quantize --help (other calibrators and policies), or 'verify --help' for other tolerances"
     if list(artifact.onnx_files) == ["model"]:
@@ -172,16 +179,17 @@ def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
 
             yield draw
         return
-    last = ["", 0.0]
+    last, since = "", 0.0
 
     def tell(what: str, done: int, total: int) -> None:
+        nonlocal last, since
         now = time.monotonic()
-        if what != last[0]:
+        if what != last:
             output.say(f"{what} ...")
-        elif done < total and now - float(last[1]) >= LINE_EVERY_S:
+        elif done < total and now - since >= LINE_EVERY_S:
             output.say(f"  {done} of {total}")
         else:
             return
-        last[:] = [what, now]
+        last, since = what, now
 
     yield tell

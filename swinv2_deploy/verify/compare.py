@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 
 import numpy as np
+import torch
 
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
+from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
@@ -29,8 +30,6 @@ Progress = Callable[[str, int, int], None]
 
 BASELINE = "model"
 """The ONNX file that sizes and latencies are compared with."""
-
-TOOLS = ("swinv2-deploy", "torch", "onnxruntime", "onnx", "numpy", "pillow")
 
 
 def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambda what, done, total: None) -> DriftReport:
@@ -51,8 +50,8 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
     started = time.perf_counter()
     if not artifact.lineage.weights.trained and not spec.allow_untrained:
         raise ArtifactError(
-            f"The weights of {artifact.name} are untrained, so no figure says anything about accuracy; export trained ones, or use "
-            "--allow-untrained to check that the files compute the same."
+            f"The weights of {artifact.name} are untrained, so no figure says anything about accuracy; export trained ones, or "
+            "use --allow-untrained to check that the files compute the same."
         )
     runners = _load_candidates(artifact, spec)
     preprocessing = _preprocessing(runners, artifact)
@@ -103,7 +102,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         artifact_sha256=artifact.sha256,
         task=artifact.config.task,
         weights=artifact.lineage.weights.kind,
-        reference=f"{session.reference.name}, {session.reference.provider}",
+        reference=session.reference.name,
         data=str(images.folder.root),
         images=next(iter(meters.values())).images,
         classes=len(images.folder.classes),
@@ -115,7 +114,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=time.perf_counter() - started,
-        tools={name: metadata.version(name) for name in TOOLS},
+        tools=_tools(),
         candidates=tuple(candidates),
     )
 
@@ -273,6 +272,14 @@ def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelA
     if not artifact.lineage.weights.trained:
         notices.append("The weights are untrained: that the files compute the same is judged, accuracy means nothing.")
     return notices
+
+
+def _tools() -> dict[str, str]:
+    import onnxruntime
+
+    # Read from the modules: onnxruntime is a module of several distributions.
+    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    return {"swinv2-deploy": __version__} | {name: str(version) for name, version in versions.items()}
 
 
 def _first_photo(images: VerifyImages) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

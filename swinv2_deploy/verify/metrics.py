@@ -49,7 +49,7 @@ class Flip:
         reference: Class the reference names.
         candidate: Class the candidate names.
         label: Class of the folder, empty when unknown.
-        margin: By how much the reference's first logit leads its second.
+        margin: How far the two classes' logits lie apart in the reference.
         tie: Whether the margin is within the rounding noise, so that either answer is right.
     """
 
@@ -157,7 +157,7 @@ class DriftMeter:
 
     Args:
         classes: Names of the classes when the output ``logits`` is to be read as a classifier's, else empty.
-        tie_margin: Lead of the reference's first logit below which two classes are tied.
+        tie_margin: Distance of two logits within which their classes are tied.
     """
 
     classes: Sequence[str] = ()
@@ -239,17 +239,15 @@ class DriftMeter:
         for row, (name, label) in enumerate(images):
             first, second = int(order[0][row, 0]), int(order[1][row, 0])
             if first != second:
-                leads = np.sort(reference[row])[::-1]
-                margin = float(leads[0] - leads[1])
+                margin = float(reference[row, first] - reference[row, second])
                 self._flips.append(
                     Flip(
                         image=name,
                         reference=self.classes[first],
                         candidate=self.classes[second],
                         label="" if label is None else self.classes[label],
-                        # How far the two answers lie apart for the reference, which is what must be noise to call it a tie.
                         margin=margin,
-                        tie=float(reference[row, first] - reference[row, second]) <= self.tie_margin,
+                        tie=margin <= self.tie_margin,
                     )
                 )
             if label is not None:

@@ -194,10 +194,10 @@ class DriftReport:
         """One sentence."""
         names = ", ".join(f"{item.name}.onnx" for item in self.candidates if item.passed == self.passed)
         if not self.passed:
-            return f"FAIL: {names} drifted beyond tolerance."
+            return f"FAIL: {names}: drift beyond tolerance."
         if self.weights == "untrained":
-            return f"PASS: {names} computes the same as the reference; the weights are untrained, so accuracy means nothing."
-        return f"PASS: {names} within tolerance of the FP32 reference."
+            return f"PASS: {names}: computes the same as the reference; the weights are untrained, so accuracy means nothing."
+        return f"PASS: {names}: within tolerance of the FP32 reference."
 
     def require_passed(self) -> None:
         """Do nothing when every gate passed.

@@ -9,15 +9,17 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from swinv2_deploy.verify.metrics import ClassDrift
 from swinv2_deploy.verify.report import CandidateReport, DriftReport
 
+BASELINE = "model"
 MOST_FLIPS = 10
 """Flips listed for each file; the report file has all."""
 
 
 def drift_table(report: DriftReport) -> Table:
     """Everything that was measured."""
-    title = f"Drift from {report.reference}, {_count(report.images, 'image')}"
+    title = f"Drift from {report.reference} on {_count(report.images, 'image')}; top-1 is reference -> file"
     table = Table(
         "", *(f"{item.name}.onnx" for item in report.candidates), title=title, title_justify="left", title_style="bold"
     )
@@ -34,7 +36,7 @@ def notes(report: DriftReport) -> Iterator[str]:
     for notice in report.notices:
         yield f"[yellow]note:[/] {escape(notice)}"
     if report.skipped:
-        yield f"[yellow]note:[/] {_count(len(report.skipped), 'image')} could not be decoded and {_were(report.skipped)} left out:"
+        yield f"[yellow]note:[/] left out, for they could not be decoded: {_count(len(report.skipped), 'image')}"
         for skipped in report.skipped[:MOST_FLIPS]:
             yield f"  {escape(skipped.image)}: {escape(skipped.reason)}"
     for candidate in report.candidates:
@@ -55,7 +57,7 @@ def flip_lines(report: DriftReport) -> Iterator[str]:
     for candidate in report.candidates:
         flips = candidate.classes.flips if candidate.classes is not None else ()
         if flips:
-            yield f"{candidate.name}: {_count(len(flips), 'flip')} (reference -> candidate, lead of the reference's first logit)"
+            yield f"{candidate.name}: {_count(len(flips), 'flip')}, reference -> file (logits apart in the reference)"
         for flip in flips[:MOST_FLIPS]:
             label = f", is {flip.label}" if flip.label else ""
             tie = ", tied" if flip.tie else ""
@@ -81,49 +83,49 @@ def best_file(report: DriftReport) -> Path:
 
 def _rows(item: CandidateReport) -> Iterator[tuple[str, str]]:
     yield "precision", item.precision
-    yield "computed by", item.provider
+    yield "ONNX Runtime", item.provider.removesuffix("ExecutionProvider")
     if item.classes is not None:
-        yield from _class_rows(item)
+        yield from _class_rows(item.classes)
     for name, drift in item.outputs.items():
-        prefix = f"{name}: " if len(item.outputs) > 1 else ""
-        yield f"{prefix}max abs (mean abs)", f"{drift.max_abs:.2e} ({drift.mean_abs:.1e})"
-        yield f"{prefix}cosine (worst image)", f"{drift.cosine:.6f} ({drift.worst_cosine:.6f})"
+        prefix = f"{name} " if len(item.outputs) > 1 else ""
+        yield f"{prefix}max abs", f"{drift.max_abs:.1e}"
+        yield f"{prefix}mean abs", f"{drift.mean_abs:.1e}"
+        yield f"{prefix}cosine", f"{drift.cosine:.6f}"
+        yield f"{prefix}worst cosine", f"{drift.worst_cosine:.6f}"
         yield f"{prefix}SQNR", "equal" if drift.sqnr_db == math.inf else f"{drift.sqnr_db:.1f} dB"
     if item.nonfinite:
         yield "NaN or infinity", _count(len(item.nonfinite), "image")
     if item.sweep:
         worst = min(item.sweep, key=lambda drift: (drift.cosine, -drift.max_abs))
-        size = "x".join(map(str, worst.size))
-        yield f"worst of {len(item.sweep)} sizes", f"cosine {worst.cosine:.6f}, {worst.max_abs:.1e}, at {size} px"
-    batches = ", ".join(map(str, item.slots.batch_sizes))
-    yield f"rows of batches {batches}", "equal" if item.slots.max_abs == 0 else f"within {item.slots.max_abs:.1e}"
+        yield f"{_count(len(item.sweep), 'size')}: max abs", f"{max(drift.max_abs for drift in item.sweep):.1e}"
+        yield "  worst cosine", f"{worst.cosine:.6f}"
+        yield "  at", f"{worst.size[0]}x{worst.size[1]} px"
+    yield (
+        f"batches to {max(item.slots.batch_sizes)}",
+        "equal" if item.slots.max_abs == 0 else f"within {item.slots.max_abs:.1e}",
+    )
     if item.latency is not None:
         first, third = item.latency.spread
-        yield "speed over model.onnx", f"{item.latency.speedup:.2f}x ({first:.2f} to {third:.2f})"
         yield "latency, batch 1", f"{item.latency.median_ms:.1f} ms"
-    ratio = "" if item.size_ratio is None else f", {item.size_ratio:.2f}x"
-    yield "file", f"{item.size_bytes / 2**20:.1f} MiB{ratio}"
+        yield "speed over FP32", "1" if item.name == BASELINE else f"{item.latency.speedup:.2f}x"
+        yield "  quartiles", "-" if item.name == BASELINE else f"{first:.2f}x to {third:.2f}x"
+    yield "file", f"{item.size_bytes / 2**20:.1f} MiB"
+    if item.size_ratio is not None:
+        yield "size over FP32", f"{item.size_ratio:.2f}x"
 
 
-def _class_rows(item: CandidateReport) -> Iterator[tuple[str, str]]:
-    classes = item.classes
-    if classes is None:
-        return
+def _class_rows(classes: ClassDrift) -> Iterator[tuple[str, str]]:
     if classes.top1 is not None and classes.drop is not None and classes.drop_interval is not None:
         low, high = classes.drop_interval
-        yield "top-1, reference -> this", f"{classes.top1[0]:.1%} -> {classes.top1[1]:.1%} (n = {classes.labeled})"
-        yield "top-1 lost, 95 %", f"{classes.drop:.1f} points ({low:.1f} to {high:.1f})"
+        yield f"top-1 of {classes.labeled}", f"{classes.top1[0]:.1%} -> {classes.top1[1]:.1%}"
+        yield "  points lost", f"{classes.drop:.1f}"
+        yield "  95 % interval", f"{low:.1f} to {high:.1f}"
     if classes.top5 is not None:
-        yield "top-5, reference -> this", f"{classes.top5[0]:.1%} -> {classes.top5[1]:.1%}"
+        yield "top-5", f"{classes.top5[0]:.1%} -> {classes.top5[1]:.1%}"
     ties = sum(flip.tie for flip in classes.flips)
-    tied = f", {ties} tied" if ties else ""
-    yield "top-1 agreement", f"{classes.agreement:.1%} ({_count(len(classes.flips), 'flip')}{tied})"
-    yield "KL divergence", f"{classes.kl:.2e} nats"
+    yield "agreement", f"{classes.agreement:.1%}, {_count(len(classes.flips), 'flip')}{f', {ties} tied' if ties else ''}"
+    yield "KL divergence", f"{classes.kl:.1e} nats"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _were(items: tuple[object, ...]) -> str:
-    return "was" if len(items) == 1 else "were"

@@ -50,7 +50,7 @@ class Tolerances:
                 raise SpecError(f"The tolerance {field.name} is {value!r}; expected a number from {low} to {high}.")
 
 
-_QUANTIZED = Tolerances(cosine=0.99, agreement=0.95, top1_drop=1.0, sweep_cosine=0.98, slot_error=0.02)
+_QUANTIZED = Tolerances(cosine=0.99, agreement=0.95, top1_drop=1.0, sweep_cosine=0.98, slot_error=0.005)
 
 DEFAULTS: dict[Precision, Tolerances] = {
     "fp32": Tolerances(max_abs=1e-4, cosine=0.999999, agreement=1.0, sweep_cosine=0.999999, slot_error=1e-5),

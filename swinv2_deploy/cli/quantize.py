@@ -27,7 +27,9 @@ def quantize_command(
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Calibration images to choose. Default: all, 512 at most.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a forward pass while calibrating.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Images a forward pass while calibrating. Default: by their size.")
+    ] = None,
     uint8: Annotated[
         str, typer.Option("--uint8", help="Write model_uint8.onnx: auto (only where it is faster here), always or never.")
     ] = "auto",

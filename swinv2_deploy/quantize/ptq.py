@@ -89,7 +89,7 @@ def quantize(
     chosen, skipped = _readable(images.select(wanted, spec.seed))
     table = collect(
         model,
-        _batches(chosen, artifact.preprocessing, spec.batch_size, progress),
+        _batches(chosen, artifact.preprocessing, spec.batch_for(artifact.preprocessing.size), progress),
         {site: site for site in sites},
         manifest=chosen.manifest(),
         model_sha256=artifact.lineage.files[WEIGHTS],

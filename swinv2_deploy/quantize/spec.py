@@ -21,7 +21,7 @@ class QuantizeSpec:
         calibrator: How a site's range is chosen from what it saw.
         policy: Which sites are quantized.
         images: Calibration images, chosen evenly over the classes; None means all, 512 at most.
-        batch_size: Images a forward pass while calibrating.
+        batch_size: Images a forward pass while calibrating; None takes what fits into about 1 GiB.
         unsigned: Whether ``model_uint8.onnx`` is written: ``auto`` keeps it where it is measurably faster in ONNX Runtime here.
         seed: Seed of the choice of images.
     """
@@ -29,7 +29,7 @@ class QuantizeSpec:
     calibrator: str = "percentile"
     policy: Policy = "linear"
     images: int | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     unsigned: Unsigned = "auto"
     seed: int = 0
 
@@ -40,8 +40,12 @@ class QuantizeSpec:
             raise SpecError(f"There is no policy {self.policy!r}; expected one of {', '.join(POLICIES)}.")
         if self.unsigned not in ("auto", "always", "never"):
             raise SpecError(f"unsigned is {self.unsigned!r}; expected auto, always or never.")
-        if self.batch_size < 1 or (self.images is not None and self.images < 1):
+        if any(value is not None and value < 1 for value in (self.batch_size, self.images)):
             raise SpecError(f"images is {self.images} and batch_size {self.batch_size}; both must be at least 1.")
+
+    def batch_for(self, size: tuple[int, int]) -> int:
+        """Images a forward pass at (height, width) in px: as many as have the pixels of eight 256-px images, 16 at most."""
+        return self.batch_size or min(16, max(1, 8 * 256 * 256 // (size[0] * size[1])))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -15,18 +15,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from reference_model.config import ConfigError, SwinV2Config
 from reference_model.preprocessing import Preprocessing, PreprocessingError
-from swinv2_deploy.errors import ArtifactError, ArtifactLocked, SpecError
+from swinv2_deploy.atomic import disk_errors, flush, locked, made_parents, replace_folder, sweep
+from swinv2_deploy.errors import ArtifactError
+from swinv2_deploy.resolution import ResolutionRange
 
 __all__ = [
     "Lineage",
@@ -45,51 +45,6 @@ LINEAGE = "lineage.json"
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow", "safetensors")
 GROWING = ("engines", "reports")
 """Sub-folders that gain entries after an artifact is finished, and so are not part of its hash."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolutionRange:
-    """Sizes an exported graph is right at, (height, width) in px. Profiles and verification sweeps derive from it.
-
-    Attributes:
-        min: Smallest.
-        opt: The one it is meant for.
-        max: Largest.
-        multiple: Sides must be multiples of this many px.
-    """
-
-    min: tuple[int, int]
-    opt: tuple[int, int]
-    max: tuple[int, int]
-    multiple: int = 1
-
-    def __post_init__(self) -> None:
-        for low, middle, high in zip(self.min, self.opt, self.max, strict=True):
-            if not 1 <= low <= middle <= high:
-                raise SpecError(f"The resolution range {self} is empty; expected 1 <= min <= opt <= max on both axes.")
-        if self.multiple < 1:
-            raise SpecError(f"multiple is {self.multiple}; expected at least 1.")
-
-    @property
-    def static(self) -> bool:
-        """Whether it holds one size only."""
-        return self.min == self.max
-
-    def refusal(self, height: int, width: int) -> str | None:
-        """Why a size is outside the range, or None when it is inside."""
-        inside = all(low <= side <= high for low, side, high in zip(self.min, (height, width), self.max, strict=True))
-        if inside and height % self.multiple == 0 and width % self.multiple == 0:
-            return None
-        low, high = ("x".join(map(str, size)) for size in (self.min, self.max))
-        rule = f"exactly {low} px" if self.static else f"{low} to {high} px"
-        steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
-        return f"{height}x{width} px is outside what this file was exported for: {rule}{steps}."
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ResolutionRange:
-        """Inverse of :func:`dataclasses.asdict` after a trip through JSON."""
-        sizes = {key: (int(values[key][0]), int(values[key][1])) for key in ("min", "opt", "max")}
-        return cls(**sizes, multiple=int(values.get("multiple", 1)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,11 +168,11 @@ def write_artifact(path: Path, lineage: Lineage, *, force: bool = False, needed_
         ArtifactLocked: When another run is writing it.
     """
     path = path.absolute()
-    if path.exists() and not force:
-        raise ArtifactError(f"{path} exists already; use --force to replace it, or --out for another folder.")
-    if path.exists() and not (path / LINEAGE).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise ArtifactError(f"{path} is not an artifact, so it is not replaced; use --out for another folder.")
-    with _disk_errors(path), _locked(path):
+    with disk_errors(path):
+        _refuse_taken(path, force=force)
+    with disk_errors(path), made_parents(path), locked(path):
+        sweep(path)
+        _refuse_taken(path, force=force)  # again: the run that held the lock until now may have made it
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             free = shutil.disk_usage(temporary).free
@@ -226,7 +181,7 @@ def write_artifact(path: Path, lineage: Lineage, *, force: bool = False, needed_
             temporary.chmod(0o755)
             yield temporary
             _finish(temporary, lineage)
-            _replace(temporary, path)
+            replace_folder(temporary, path)
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -241,17 +196,7 @@ def read_artifact(path: Path) -> ModelArtifact:
     path = path.absolute()
     if not path.is_dir():
         raise ArtifactError(f"There is no artifact at {path}; make one with 'swinv2-deploy export'.")
-    content = _read_json(path / LINEAGE, f"{path} is not an artifact: it has no readable {LINEAGE}")
-    if content.get("schema") != SCHEMA:
-        raise ArtifactError(
-            f"{path / LINEAGE} has schema {content.get('schema')!r}, this version reads {SCHEMA}; export again."
-        )
-    try:
-        weights = WeightsOrigin(**content["weights"])
-        names = ("stage", "spec", "parent", "seed", "created", "tools", "files")
-        lineage = Lineage(weights=weights, command=tuple(content["command"]), **{name: content[name] for name in names})
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path / LINEAGE} is incomplete ({error}); make the artifact again.") from error
+    lineage = _lineage(path)
     artifact = ModelArtifact(
         path=path,
         config=_config(path),
@@ -264,19 +209,48 @@ def read_artifact(path: Path) -> ModelArtifact:
     return artifact
 
 
-def newest_artifact(root: Path) -> ModelArtifact:
-    """The artifact in ``root`` that was made last.
+def newest_artifact(root: Path, *, besides: str | None = None) -> ModelArtifact:
+    """The artifact in ``root`` that was made last. Older ones that are damaged do not matter.
+
+    Args:
+        root: Folder of artifacts.
+        besides: Stage whose artifacts are passed over while there are others.
 
     Raises:
-        ArtifactError: When there is none.
+        ArtifactError: When there is none, or the newest is damaged.
     """
-    found = [path.parent for path in root.glob(f"*/{LINEAGE}") if not path.parent.name.startswith(".")]
+    found: list[tuple[bool, str, str]] = []
+    for file in root.glob(f"*/{LINEAGE}"):
+        with suppress(ArtifactError):
+            content = _read_json(file, "")
+            if not file.parent.name.startswith("."):
+                found.append((content.get("stage") != besides, str(content.get("created")), file.parent.name))
     if not found:
         raise ArtifactError(
             f"There is no artifact in {root.absolute()}; make one with 'swinv2-deploy export', or name one with --model."
         )
-    artifacts = [read_artifact(path) for path in found]
-    return max(artifacts, key=lambda artifact: (artifact.lineage.created, artifact.name))
+    return read_artifact(root / max(found)[2])
+
+
+def _lineage(path: Path) -> Lineage:
+    content = _read_json(path / LINEAGE, f"{path} is not an artifact: it has no readable {LINEAGE}")
+    if content.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{path / LINEAGE} has schema {content.get('schema')!r}, this version reads {SCHEMA}; make the artifact again."
+        )
+    try:
+        weights = WeightsOrigin(**content["weights"])
+        names = ("stage", "spec", "parent", "seed", "created", "tools", "files")
+        lineage = Lineage(weights=weights, command=tuple(content["command"]), **{name: content[name] for name in names})
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{path / LINEAGE} is incomplete ({error}); make the artifact again.") from error
+    if not all(isinstance(value, dict) for value in (lineage.spec, lineage.parent, lineage.tools, lineage.files)):
+        raise ArtifactError(f"{path / LINEAGE} is damaged: spec, parent, tools and files must be objects; make it again.")
+    # Later stages copy these files: a name must not lead out of the folder.
+    outside = [name for name in lineage.files if not name or PurePosixPath(name).is_absolute() or ".." in name.split("/")]
+    if outside:
+        raise ArtifactError(f"{path / LINEAGE} names files outside the artifact: {outside[:3]}. Refused.")
+    return lineage
 
 
 def _config(path: Path) -> SwinV2Config:
@@ -311,6 +285,7 @@ def _finish(folder: Path, lineage: Lineage) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name.split("/")[0] not in GROWING:
             path.chmod(0o644)
+            flush(path)
             files[name] = file_sha256(path)
     tools = {name: metadata.version(name) for name in (*TOOLS, "swinv2-deploy") if _installed(name)}
     content = asdict(lineage) | {
@@ -320,6 +295,8 @@ def _finish(folder: Path, lineage: Lineage) -> None:
         "files": files,
     }
     write_json(folder / LINEAGE, {"schema": SCHEMA} | content)
+    for place in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        flush(place)
 
 
 def _installed(name: str) -> bool:
@@ -330,52 +307,10 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _replace(temporary: Path, path: Path) -> None:
-    """Rename into place; an older artifact is moved aside first and put back if the rename fails."""
+def _refuse_taken(path: Path, *, force: bool) -> None:
     if not path.exists():
-        os.replace(temporary, path)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    os.replace(path, aside / path.name)
-    try:
-        os.replace(temporary, path)
-    except OSError:
-        os.replace(aside / path.name, path)
-        raise
-    finally:
-        if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ArtifactLocked(f"Another run is writing {path}; wait for it, or use --out for another folder.") from error
-    try:
-        yield
-        Path(lock.lock_file).unlink(missing_ok=True)
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some room or use --out on another disk",
-        errno.EDQUOT: "the disk quota is used up; free some room or use --out elsewhere",
-        errno.EROFS: "the disk is read-only; use --out elsewhere",
-        errno.EACCES: "the folder may not be written; check its permissions or use --out elsewhere",
-        errno.EPERM: "the folder may not be written; check its permissions or use --out elsewhere",
-    }
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in reasons:
-            raise
-        raise ArtifactError(
-            f"{path} cannot be written: {reasons[error.errno]} ({error.strerror}). Nothing was left behind."
-        ) from error
+    if not force:
+        raise ArtifactError(f"{path} exists already; use --force to replace it, or --out for another folder.")
+    if not (path / LINEAGE).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise ArtifactError(f"{path} is not an artifact, so it is not replaced; use --out for another folder.")

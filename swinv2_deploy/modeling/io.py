@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from reference_model.checkpoint import (
     CheckpointError,
@@ -48,4 +52,19 @@ def write_model_files(folder: Path, model: SwinV2, preprocessing: Preprocessing)
         described = {"model_type": "swinv2-deploy"}
     write_json(folder / "config.json", described | {"swinv2_deploy": config.to_dict()})
     write_json(folder / "preprocessor_config.json", preprocessing.to_huggingface())
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(state, folder / WEIGHTS, {"format": "pt"})
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: When the disk is full or cannot be written; safetensors has an error of its own for that, with the number in it.
+    """
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -65,8 +65,18 @@ class Source:
 
 
 def bundled_artifact() -> ModelArtifact:
-    """The small trained model that comes with the package."""
-    return read_artifact(Path(str(files("swinv2_deploy") / "default_model")))
+    """The small trained model that comes with the package.
+
+    Raises:
+        ArtifactError: When this installation lacks it.
+    """
+    path = Path(str(files("swinv2_deploy") / "default_model"))
+    if not path.is_dir():
+        raise ArtifactError(
+            f"The bundled model is missing from this installation (expected at {path}); install the package again, or name a "
+            "model with --size, --weights or --model."
+        )
+    return read_artifact(path)
 
 
 def resolve(request: SourceRequest) -> Source:
@@ -178,6 +188,11 @@ def source_from_artifact(artifact: ModelArtifact, *, task: Task | None = None, o
         ArtifactError: When its files were changed or do not load.
     """
     model = load_model(artifact)
+    notes = (
+        ()
+        if artifact.lineage.weights.trained
+        else (f"The weights of {artifact.name} are UNTRAINED: its answers mean nothing.",)
+    )
     if task is not None and (task != model.config.task or out_features):
         model = _retasked(model, task, out_features)
     return Source(
@@ -187,6 +202,7 @@ def source_from_artifact(artifact: ModelArtifact, *, task: Task | None = None, o
         name=artifact.name if artifact.name != "default_model" else "nano",
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=artifact.lineage.seed,
+        notes=notes,
         artifact=artifact,
     )
 
@@ -252,6 +268,8 @@ def _with_task(config: SwinV2Config, task: Task | None, out_features: tuple[str,
 
 
 def _retasked(model: SwinV2, task: Task, out_features: tuple[str, ...]) -> SwinV2:
+    if model.config.task == "backbone" and task != "backbone":
+        raise CheckpointError("This model is a backbone, which has no final norm; give the weights it was made from.")
     config = _with_task(model.config, task, out_features)
     if task == "backbone" and out_features:
         config = replace(config, out_features=out_features)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,14 @@ class TrainingImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of all pixels and classes, in order."""
+        overall = hashlib.sha256(self.classes.astype(np.int64).tobytes())
+        for image in self.images:
+            overall.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        return overall.hexdigest()
 
     def batches(
         self, spec: TrainSpec, epoch: int, preprocessing: Preprocessing, num_classes: int

@@ -68,7 +68,7 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(model, spec.weight_decay), lr=spec.learning_rate)
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     state = TrainingState(model=model, average=average, optimizer=optimizer, epoch=0, step=0, history=[])
-    load_checkpoint(folder, state, spec.to_dict())
+    load_checkpoint(folder, state, spec.to_dict(), training.sha256)
     steps = training.steps(spec)
     for epoch in range(state.epoch, spec.epochs):
         started = time.perf_counter()
@@ -97,7 +97,7 @@ def train(
         if tuning is not None and len(tuning) and (state.epoch % measure_every == 0 or state.epoch == spec.epochs):
             record["tune_top1"] = accuracy(_averaged(state, spec), tuning, preprocessing)
         state.history.append(record)
-        save_checkpoint(folder, state, spec.to_dict())
+        save_checkpoint(folder, state, spec.to_dict(), training.sha256)
         if report:
             report(record)
     return TrainResult(model=_averaged(state, spec), history=state.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -72,7 +73,7 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise SpecError(f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1.")
-        if not self.phases or abs(sum(phase.share for phase in self.phases) - 1) > 1e-6:
+        if not self.phases or not abs(sum(phase.share for phase in self.phases) - 1) <= 1e-6:
             raise SpecError(f"phases {self.phases} must have shares that add up to 1, for example 96:0.7,128:0.3.")
         if min(phase.share for phase in self.phases) <= 0 or min(phase.resolution for phase in self.phases) < 8:
             raise SpecError(f"phases {self.phases} need a positive share and at least 8 px each.")
@@ -86,8 +87,18 @@ class TrainSpec:
             )
         if not 0 < self.crop_scale <= 1:
             raise SpecError(f"crop_scale is {self.crop_scale}; expected a number in (0, 1].")
-        if not 0 <= self.final_learning_rate <= self.learning_rate or self.learning_rate <= 0:
-            raise SpecError(f"learning_rate {self.learning_rate} must be positive and not below final_learning_rate.")
+        if not 0 <= self.final_learning_rate <= self.learning_rate or not 0 < self.learning_rate < math.inf:
+            raise SpecError(
+                f"learning_rate is {self.learning_rate}; expected a positive number, not below final_learning_rate "
+                f"{self.final_learning_rate}."
+            )
+        if not 0 < self.clip_norm < math.inf:
+            raise SpecError(f"clip_norm is {self.clip_norm}; expected a positive number.")
+        for name in ("warmup_epochs", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpecError(f"{name} is {getattr(self, name)}; expected a number from 0.")
+        if self.seed < 0:
+            raise SpecError(f"seed is {self.seed}; expected a whole number from 0.")
         if self.precision not in ("fp32", "bf16"):
             raise SpecError(f"precision is {self.precision!r}; expected 'fp32' or 'bf16'.")
 

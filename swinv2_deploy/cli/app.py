@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -46,4 +48,10 @@ app.command("list")(list_command)
 
 def main() -> None:
     """Entry point of the ``swinv2-deploy`` script."""
+    signal.signal(signal.SIGTERM, _terminated)
     app()
+
+
+def _terminated(number: int, _: FrameType | None) -> None:
+    """End as on Ctrl-C, so that what is being written is cleaned up."""
+    raise SystemExit(128 + number)

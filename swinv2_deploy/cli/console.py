@@ -54,9 +54,11 @@ class Output:
             yield
 
     def result(self, content: dict[str, Any]) -> None:
-        """Print the JSON result when it was asked for."""
+        """Print the JSON result when it was asked for, or with ``--quiet`` the one line that a script needs: the artifact."""
         if self.json:
             sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        elif self.quiet and "artifact" in content:
+            sys.stdout.write(f"{content['artifact']}\n")
 
 
 def warn(text: str) -> None:
@@ -71,7 +73,8 @@ def reported_errors(output: Output) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        _fail("stopped; nothing was left half written.", output, {"error": "interrupted"})
+        message = "stopped; nothing was left half written."
+        _fail(message, output, {"error": "Interrupted", "message": message, "exit_code": 130})
         raise typer.Exit(130) from error
     except (SwinDeployError, ValueError) as error:
         if not isinstance(error, SwinDeployError) and type(error).__module__.partition(".")[0] not in LEAVES:
@@ -82,6 +85,13 @@ def reported_errors(output: Output) -> Iterator[None]:
             Console(stderr=True).print_exception()
         _fail(str(error), output, {"error": type(error).__name__, "message": str(error), "exit_code": code})
         raise typer.Exit(code) from error
+    except OSError as error:
+        # What a stage did not expect of the disk, such as a file without permission to read it.
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}. Check that it is there and may be used."
+        _fail(message, output, {"error": type(error).__name__, "message": message, "exit_code": 1})
+        raise typer.Exit(1) from error
 
 
 def _fail(message: str, output: Output, content: dict[str, Any]) -> None:

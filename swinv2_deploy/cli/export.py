@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
-from swinv2_deploy.cli.options import ARTIFACTS, DryRun, Force, Json, Model, Out, Quiet, Seed, Verbose
+from swinv2_deploy.cli.options import ARTIFACTS, Classes, DryRun, Force, Json, Model, Out, Quiet, Seed, Verbose
 
 if TYPE_CHECKING:
     from swinv2_deploy.export.spec import ExportSpec
@@ -29,6 +29,7 @@ def export_command(
         Path | None,
         typer.Option("--weights", help="Checkpoint: Microsoft, SimMIM, timm or Hugging Face; .safetensors, .pth, .bin."),
     ] = None,
+    classes: Classes = None,
     model: Model = None,
     task: Annotated[
         str | None, typer.Option("--task", help="classification, encoder or backbone. Default: what the weights are for.")
@@ -74,6 +75,7 @@ def export_command(
             task=as_task(task),
             out_features=tuple(part.strip() for part in out_features.split(",")) if out_features else (),
             seed=seed,
+            classes=classes,
         )
         spec = ExportSpec(
             resolution=parse_size(input_size) if input_size else None,

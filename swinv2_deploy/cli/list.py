@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from swinv2_deploy.cli.console import Output, reported_errors
+from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, Json
 
 
@@ -14,8 +14,14 @@ def list_command(json: Json = False) -> None:
     with reported_errors(output):
         from reference_model.variants import VARIANTS
         from swinv2_deploy.artifacts import read_artifact
+        from swinv2_deploy.errors import ArtifactError
 
-        artifacts = [read_artifact(path.parent) for path in sorted(ARTIFACTS.glob("*/lineage.json"))]
+        artifacts = []
+        for path in sorted(ARTIFACTS.glob("[!.]*/lineage.json")):
+            try:
+                artifacts.append(read_artifact(path.parent))
+            except ArtifactError as error:
+                warn(str(error))
         table = Table("size", "res", "window", "trained on", "Hugging Face hub id", title="Models")
         for variant in VARIANTS.values():
             table.add_row(variant.size, str(variant.resolution), variant.window, variant.pretraining, variant.hub_id or "-")

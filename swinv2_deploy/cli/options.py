@@ -21,9 +21,13 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write. Defaul
 Data = Annotated[
     Path | None, typer.Option("--data", help="Image folder, one sub-folder a class. Default: the bundled photographs.")
 ]
+Classes = Annotated[
+    int | None,
+    typer.Option("--classes", min=1, help="Classes that --weights were fine-tuned for, where not those of --size."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; words go to standard error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the artifact's path, warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details and tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]

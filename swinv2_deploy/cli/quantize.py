@@ -58,9 +58,9 @@ def quantize_command(
             unsigned=as_unsigned(uint8),
             seed=seed,
         )
-        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS)
+        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
         folder = ImageFolder.open(data or sample_folder("calibrate"))
-        path = out or artifact.path.with_name(f"{artifact.name}-int8")
+        path = out or artifact.path.with_name(f"{artifact.name.removesuffix('-int8')}-int8")
         sites = quantization_sites(artifact.config, spec.policy)
         output.say(f"Quantizing {artifact.path}" + ("" if model else " (the newest artifact)"))
         output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from swinv2_deploy.cli.console import Output, reported_errors
-from swinv2_deploy.cli.options import ARTIFACTS, DryRun, Force, Json, Model, Out, Quiet, Seed, Verbose
+from swinv2_deploy.cli.options import ARTIFACTS, Classes, DryRun, Force, Json, Model, Out, Quiet, Seed, Verbose
 
 
 def train_command(
@@ -23,6 +23,7 @@ def train_command(
     ] = None,
     window: Annotated[str | None, typer.Option("--window", help="Window of that architecture, where several fit.")] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Fine-tune from this checkpoint instead.")] = None,
+    classes: Classes = None,
     model: Model = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the images.")] = 120,
     phases: Annotated[
@@ -65,7 +66,9 @@ def train_command(
             raise SpecError(
                 "Name what to train: --size for an architecture from scratch, or --model or --weights to fine-tune."
             )
-        request = SourceRequest(size=size, resolution=res, window=window, weights=weights, model=model, seed=seed)
+        request = SourceRequest(
+            size=size, resolution=res, window=window, weights=weights, model=model, seed=seed, classes=classes
+        )
         images = ImageFolder.open(data)
         start = prepare(request, images, drop_path=drop_path)
         spec = TrainSpec(
@@ -96,7 +99,6 @@ def train_command(
             raise SpecError(f"{path} exists already; use --force to replace it, or --out for another folder.")
         with output.working("Reading images"):
             training, tuning = split_images(images, spec)
-        folder.mkdir(parents=True, exist_ok=True)
         with _bar(output) as bar:
             task = bar.add_task("training", total=None, note="")
             result = train(

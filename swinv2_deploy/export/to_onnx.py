@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
     """
     model = source.model
     resolutions = spec.resolutions(model.config)
+    asked = spec.resolution is not None and source.preprocessing.size != resolutions.opt
+    if asked or resolutions.refusal(*source.preprocessing.size):
+        source = replace(source, preprocessing=source.preprocessing.resized_to(*resolutions.opt))
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     size = sum(array.nbytes for array in weights.values())
     lineage = Lineage(

@@ -23,6 +23,7 @@ class SourceRequest:
         task: What the model is for; None means what its weights are for.
         out_features: Feature maps of a backbone; empty means the last stage.
         seed: Seed of untrained weights.
+        classes: Classes of weights that were fine-tuned from a published model with another classifier.
     """
 
     size: str | None = None
@@ -33,6 +34,7 @@ class SourceRequest:
     task: Task | None = None
     out_features: tuple[str, ...] = ()
     seed: int = 0
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.model is not None and (self.size is not None or self.weights is not None):
@@ -45,6 +47,10 @@ class SourceRequest:
             raise SpecError(f"--task is {self.task!r}; expected one of {', '.join(TASKS)}.")
         if self.out_features and self.task != "backbone":
             raise SpecError("--out-features is for a backbone; add --task backbone.")
+        if self.classes is not None and (self.weights is None or self.size is None or self.classes < 1):
+            raise SpecError(
+                "--classes (at least 1) tells how many classes --weights were fine-tuned for; give --size and --weights."
+            )
         if self.weights is not None and not self.weights.exists():
             raise SpecError(f"--weights is {self.weights}, which does not exist; give a checkpoint file or folder.")
 

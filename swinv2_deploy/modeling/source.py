@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -93,7 +94,9 @@ def resolve(request: SourceRequest) -> Source:
         return source_from_model(request.model, **chosen)
     if request.size is not None:
         variant = find_variant(request.size, request.resolution, request.window)
-        return source_from_variant(variant, weights=request.weights, seed=request.seed, **chosen)
+        if request.weights is not None:
+            return source_from_weights(request.weights, variant=variant, classes=request.classes, **chosen)
+        return source_from_variant(variant, seed=request.seed, **chosen)
     if request.weights is not None:
         return source_from_weights(request.weights, **chosen)
     return source_from_artifact(bundled_artifact(), **chosen)
@@ -102,22 +105,19 @@ def resolve(request: SourceRequest) -> Source:
 def source_from_variant(
     variant: Variant,
     *,
-    weights: Path | None = None,
     task: Task | None = None,
     out_features: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Source:
-    """A published model: with the given weights, else those of the hub, else untrained ones that say so.
+    """A published model: with the weights of the hub, else untrained ones that say so.
 
     Raises:
-        CheckpointError: When the weights do not fit the variant.
+        CheckpointError: When the weights of the hub do not fit the variant.
         ArtifactError: When the hub answers, but not with weights.
     """
-    if variant.size == "nano" and weights is None:
+    if variant.size == "nano":
         return source_from_artifact(bundled_artifact(), task=task, out_features=out_features)
     preprocessing = published_preprocessing(variant)
-    if weights is not None:
-        return source_from_weights(weights, variant=variant, task=task, out_features=out_features)
     reason = "no weights of it are on the hub in a form that is read by name; give them with --weights FILE"
     if variant.hub_id and not variant.size.startswith("simmim"):
         try:
@@ -131,7 +131,7 @@ def source_from_variant(
             reason = f"the hub cannot be reached ({error})"
     config = _with_task(variant.config, task, out_features)
     note = (
-        f"{variant.name} is exported with UNTRAINED weights (seed {seed}): {reason}. Its size, speed and drift are those of the "
+        f"{variant.name} has UNTRAINED weights (seed {seed}): {reason}. Its size, speed and drift are those of the "
         "real model; its answers mean nothing."
     )
     return Source(
@@ -148,6 +148,7 @@ def source_from_weights(
     path: Path,
     *,
     variant: Variant | None = None,
+    classes: int | None = None,
     task: Task | None = None,
     out_features: tuple[str, ...] = (),
 ) -> Source:
@@ -158,7 +159,12 @@ def source_from_weights(
     """
     loaded = load_weights(path)
     config = variant.config if variant else None
-    model = model_from_weights(loaded, config=config, task=task, out_features=out_features)
+    if config is not None and classes is not None:
+        config = replace(config, task="classification", num_classes=classes, labels=())
+    try:
+        model = model_from_weights(loaded, config=config, task=task, out_features=out_features)
+    except CheckpointError as error:
+        raise CheckpointError(_in_options(str(error))) from error
     described = path / "preprocessor_config.json" if path.is_dir() else path.with_name("preprocessor_config.json")
     notes = list(loaded.notes)
     if described.is_file():
@@ -256,6 +262,13 @@ def untrained_model(config: SwinV2Config, seed: int) -> SwinV2:
                 if isinstance(norm, nn.LayerNorm):
                     nn.init.ones_(norm.weight)
     return model.eval()
+
+
+def _in_options(message: str) -> str:
+    """The leaf names its own arguments; a user of the command line types options."""
+    message = re.sub(r"variant='([^']+)'", r"--size \1", message)
+    message = re.sub(r"num_classes=(\d+)", r"--classes \1", message)
+    return message.replace("load it with task 'encoder' or 'backbone'", "add --task encoder or --task backbone")
 
 
 def _with_task(config: SwinV2Config, task: Task | None, out_features: tuple[str, ...]) -> SwinV2Config:

@@ -18,6 +18,7 @@ import torch
 
 from calibration.collect import collect
 from calibration.dataset import ImageFolder
+from calibration.errors import CalibrationError
 from calibration.table import CalibrationTable
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy.artifacts import GROWING, LINEAGE, Lineage, ModelArtifact, read_artifact, write_artifact
@@ -80,7 +81,7 @@ def quantize(
     """
     if "model" not in artifact.onnx_files:
         raise ArtifactError(f"{artifact.path} has no onnx/model.onnx to quantize; export it first.")
-    if path.absolute() == artifact.path:
+    if path.resolve() == artifact.path.resolve():
         raise ArtifactError(f"{path} is the artifact that is being quantized; use --out for another folder.")
     source = artifact.file("onnx/model.onnx")
     model = load_model(artifact)
@@ -106,7 +107,7 @@ def quantize(
     size = sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())
     with write_artifact(path, lineage, force=force, needed_bytes=2 * size) as folder:
         _copy(artifact, folder)
-        table.save(folder / TABLE)
+        _save(table, folder / TABLE)
         signed, unsigned = (folder / "onnx" / f"model_{flavor}.onnx" for flavor in ("int8", "uint8"))
         _write(source, signed, table, "int8")
         faster = None
@@ -117,6 +118,15 @@ def quantize(
                 if faster < WORTH_KEEPING:
                     unsigned.unlink()
     return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=faster, skipped=skipped)
+
+
+def _save(table: CalibrationTable, path: Path) -> None:
+    try:
+        table.save(path)
+    except CalibrationError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error  # the artifact says what is wrong with the disk
+        raise
 
 
 def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) -> None:

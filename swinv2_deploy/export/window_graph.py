@@ -1,10 +1,11 @@
 """The window plan as a graph: which token goes where, computed once a stage from the map's size.
 
-Shift, padding and partition are one Gather: every window slot reads the token that the rule of ``reference_model.windows`` puts
-there, and a slot of the padding reads an extra row of zeros. The way back is one Gather too. Nothing is padded by an amount that
-depends on the shape, which would blow up TensorRT's memory bound.
+A grid holds at every position of the map the number of its token. Padding, rolling and cutting that grid, which is small, tells
+where to read; the tokens themselves then move once, by one Gather. Token numbers start at 1 where a stage can pad, because row 0
+is a row of zeros there. Nothing is padded by an amount that depends on the shape, which would blow up TensorRT's memory bound:
+the grid is padded by a constant and cut back.
 
-Shape letters: B batch, H W map in tokens, h w window, P Q padded map, p q windows along each axis, n = p*q, N = h*w.
+Shape letters: H W map in tokens, h w window, P Q padded map, p q windows along each axis, n = p*q, N = h*w, k heads.
 """
 
 from __future__ import annotations
@@ -16,234 +17,198 @@ import onnx_ir as ir
 
 from reference_model.position_bias import relative_position_index
 from reference_model.windows import MASKED
-from swinv2_deploy.export.graph import GraphBuilder, Int
+from swinv2_deploy.export.graph import GraphBuilder
 
 
 @dataclass(frozen=True, slots=True)
-class AxisSizes:
-    """One axis of a stage's map.
+class MapSize:
+    """Size of a stage's map.
 
     Attributes:
-        size: Tokens of the map.
-        smallest: Fewest tokens it can have inside the declared range.
-        window: Tokens of the window.
-        count: Windows along the axis.
-        padded: ``window * count``.
-        shift: Tokens the map is rolled by in shifted blocks.
-        may_pad: Whether ``padded`` can exceed ``size``.
+        value: Height and width in tokens, an int64 vector, constant where one size is exported.
+        smallest: The smallest height and width inside the declared range.
+        largest: The largest ones.
     """
 
-    size: Int
-    smallest: int
-    window: Int
-    count: Int
-    padded: Int
-    shift: Int
-    may_pad: bool
+    value: ir.Value
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
 
+    @property
+    def known(self) -> tuple[int, int] | None:
+        """The size where the range has only one."""
+        return self.smallest if self.smallest == self.largest else None
 
-def axis_sizes(graph: GraphBuilder, size: Int, smallest: int, window_size: int) -> AxisSizes:
-    """Window, padding and shift of one axis, folded where the size or the range decides them."""
-    if isinstance(size, int):
-        window = min(window_size, size)
-        count = -(-size // window)
-        shift = window_size // 2 if size > window_size else 0
-        return AxisSizes(size, smallest, window, count, window * count, shift, window * count > size)
-    free = smallest < window_size
-    window_: Int = graph.minimum(size, window_size) if free else window_size
-    count_ = graph.ceil_divide(size, window_)
-    larger = graph.op("Greater", size, graph.ints(window_size), name="several_windows")
-    shift_ = graph.op("Where", larger, graph.ints(window_size // 2), graph.ints(0), name="shift")
-    return AxisSizes(size, smallest, window_, count_, graph.multiply(window_, count_), shift_, True)
+    def merged(self, graph: GraphBuilder) -> MapSize:
+        """The map after patch merging."""
+        half = graph.op("Div", graph.op("Add", self.value, graph.ints(1, 1), name="even"), graph.ints(2, 2), name="merged_size")
+        low, high = self.smallest, self.largest
+        return MapSize(half, (-(-low[0] // 2), -(-low[1] // 2)), (-(-high[0] // 2), -(-high[1] // 2)))
 
 
 class StageWindows:
-    """Index tensors, masks and bias coordinates of one stage, shared by its blocks because the graph makes the same value once."""
+    """Index tensors and masks of one stage, shared by its blocks because the graph makes the same value once.
 
-    def __init__(
-        self, graph: GraphBuilder, height: AxisSizes, width: AxisSizes, pretrained_window_size: int, scope: str
-    ) -> None:
+    Args:
+        graph: Graph to write into.
+        size: Map of the stage.
+        window_size: Largest window.
+        scope: Prefix of the names.
+    """
+
+    def __init__(self, graph: GraphBuilder, size: MapSize, window_size: int, scope: str) -> None:
         self.graph = graph
-        self.height = height
-        self.width = width
-        self.pretrained = pretrained_window_size
+        self.size = size
+        self.window_size = window_size
         self.scope = scope
-        self.tokens = graph.multiply(height.size, width.size)
-        self.window_tokens = graph.multiply(height.window, width.window)
-        self.count = graph.multiply(height.count, width.count)
+        self.fixed_window = self._fixed_window()
+        self.may_pad = size.known is None or any(side > window_size and side % window_size for side in size.known)
+        self.ever_shifts = max(size.largest) > window_size
+        with graph.root_scope(scope):
+            limit = graph.ints(window_size, window_size)
+            if self.fixed_window is None:
+                self.window = graph.op("Min", size.value, limit, name="window")
+            else:
+                self.window = graph.ints(*self.fixed_window)
+            reach = graph.op(
+                "Add", size.value, graph.op("Sub", self.window, graph.ints(1, 1), name="window_less_1"), name="reach"
+            )
+            self.count = graph.op("Div", reach, self.window, name="window_count")
+            self.padded = graph.op("Mul", self.count, self.window, name="padded")
+            self.window_tokens = graph.op("ReduceProd", self.window, keepdims=1, name="window_tokens")
 
-    @property
-    def may_pad(self) -> bool:
-        return self.height.may_pad or self.width.may_pad
+    def window_indices(self, heads: int, *, shifted: bool) -> list[ir.Value]:
+        """For queries, keys and values: the row that every place of every window reads, each (n, k, N).
 
-    @property
-    def ever_shifts(self) -> bool:
-        """Whether shifted blocks shift at any size of the range."""
-        return self.height.shift != 0 or self.width.shift != 0
-
-    @property
-    def fixed_window(self) -> tuple[int, int] | None:
-        """The window where it is the same at every size of the range."""
-        if isinstance(self.height.window, int) and isinstance(self.width.window, int):
-            return (self.height.window, self.width.window)
-        return None
-
-    def window_indices(self, *, shifted: bool) -> ir.Value:
-        """For every slot of every window, the token it reads: (n*N,); the number of tokens stands for padding."""
+        Rows are those of a matrix of ``3k`` rows a token: its queries by head, then its keys, then its values.
+        """
         graph = self.graph
         with graph.root_scope(self.scope):
-            rows = self._sources(self.height, self.width.size, shifted=shifted)
-            columns = self._sources(self.width, 1, shifted=shifted)
-            rows = graph.reshape(rows, self.height.count, 1, self.height.window, 1)
-            columns = graph.reshape(columns, 1, self.width.count, 1, self.width.window)
-            index = graph.op("Add", rows, columns, name="window_index")
-            if self.may_pad:
-                index = graph.op("Min", index, graph.as_vector(self.tokens), name="window_index_or_zero_row")
-            return graph.reshape(index, -1, name="window_indices")
+            tokens = self._windowed(shifted=shifted)
+            if shifted:
+                tokens = graph.op("Mod", tokens, self._tag(), name="window_index")
+            start = graph.op("Mul", tokens, graph.ints(3 * heads), name="first_row")
+            rows = graph.constant(np.arange(3 * heads, dtype=np.int64)[:, None])
+            index = graph.op("Add", start, rows, name="qkv_index")
+            return graph.split(index, [heads] * 3, 1, "window_indices")
 
-    def token_indices(self, *, shifted: bool) -> ir.Value:
-        """For every token, the window slot it reads back: (H*W,)."""
+    def token_indices(self, heads: int, *, shifted: bool) -> ir.Value:
+        """The way back, for every token and head: its row of windows, heads and places flattened, (H*W, k)."""
         graph = self.graph
         with graph.root_scope(self.scope):
-            row_step = graph.multiply(self.width.count, self.window_tokens)
-            rows = self._slots(self.height, row_step, self.width.window, shifted=shifted)
-            columns = self._slots(self.width, self.window_tokens, 1, shifted=shifted)
-            index = graph.op("Add", graph.reshape(rows, -1, 1), columns, name="token_index")
-            return graph.reshape(index, -1, name="token_indices")
+            rows = graph.op("Mul", graph.product(self.padded), graph.constant(np.asarray(heads, np.int64)), name="rows")
+            slots = graph.reshape(graph.range(rows), self.count, heads, self.window, name="slot_numbers")
+            slots = graph.op("Transpose", slots, perm=[0, 3, 1, 4, 2], name="slots_by_place")
+            slots = graph.reshape(slots, self.padded, heads, name="slot_map")
+            start, end = graph.ints(0, 0), self.size.value
+            if shifted:
+                slots = graph.op("Concat", slots, slots, axis=0, name="slots_twice_down")
+                slots = graph.op("Concat", slots, slots, axis=1, name="slots_twice")
+                start = graph.op("Sub", self.padded, self._shift(), name="unrolled_start")
+                end = graph.op("Add", start, self.size.value, name="unrolled_end")
+            if shifted or self.may_pad:
+                slots = graph.slice(slots, start, end, name="slots_of_tokens")
+            return graph.reshape(slots, -1, heads, name="token_indices")
 
     def shift_mask(self) -> ir.Value:
         """Additive mask (n, 1, N, N) of a shifted block, float32."""
-        with self.graph.root_scope(self.scope):
-            return self._shift_mask()
+        graph = self.graph
+        with graph.root_scope(self.scope):
+            regions = graph.op("Div", self._windowed(shifted=True), self._tag(), name="regions")
+            queries = graph.op("Unsqueeze", regions, graph.ints(3), name="query_regions")
+            keys = graph.op("Unsqueeze", regions, graph.ints(2), name="key_regions")
+            together = graph.op("Equal", queries, keys, name="same_region")
+            return graph.op("Where", together, graph.float(0.0), graph.float(MASKED), name="shift_mask")
 
     def bias_index(self) -> ir.Value:
-        """Row of the bias table for every pair of a window: (N, N), int64 computed or int32 stored."""
-        with self.graph.root_scope(self.scope):
-            return self._bias_index()
+        """Row of the bias table for every pair of a window: (N, N).
 
-    def bias_coords(self) -> ir.Value:
-        """Log-spaced coordinates (T, 2) where the window depends on the size; see ``position_bias.relative_coords_table``."""
-        with self.graph.root_scope(self.scope):
-            return self._bias_coords()
-
-    def _shift_mask(self) -> ir.Value:
-        graph = self.graph
-        rows = graph.reshape(self._regions(self.height, 2), self.height.count, 1, self.height.window, 1)
-        columns = graph.reshape(self._regions(self.width, 1), 1, self.width.count, 1, self.width.window)
-        regions = graph.op("Add", rows, columns, name="regions")
-        queries = graph.reshape(regions, -1, 1, self.window_tokens, 1)
-        keys = graph.reshape(regions, -1, 1, 1, self.window_tokens)
-        together = graph.op("Equal", queries, keys, name="same_region")
-        zero, masked = (graph.constant(np.asarray(value, np.float32)) for value in (0.0, MASKED))
-        return graph.op("Where", together, zero, masked, name="shift_mask")
-
-    def _bias_index(self) -> ir.Value:
-        graph = self.graph
+        The table is that of ``fixed_window``, or of the largest window where it is not fixed.
+        """
         if self.fixed_window is not None:
-            return graph.constant(relative_position_index(self.fixed_window).numpy().astype(np.int32))
-        across = graph.subtract(graph.multiply(self.width.window, 2), 1)
-        rows = graph.op("Mul", self._offsets(self.height.window), graph.as_vector(across), name="row_offsets")
-        columns = self._offsets(self.width.window)
-        rows = graph.reshape(rows, self.height.window, 1, self.height.window, 1)
-        columns = graph.reshape(columns, 1, self.width.window, 1, self.width.window)
-        index = graph.op("Add", rows, columns, name="bias_index")
-        return graph.reshape(index, self.window_tokens, self.window_tokens)
+            return self.graph.constant(relative_position_index(self.fixed_window).numpy().astype(np.int32))
+        graph, step = self.graph, 2 * self.window_size - 1
+        with graph.root_scope(self.scope):
+            # The place of a pair in the table is the difference of two numbers, with rows of the table's length.
+            rows, columns = np.mgrid[: self.window_size, : self.window_size]
+            places = graph.slice(graph.constant(rows * step + columns), graph.ints(0, 0), self.window, name="places")
+            queries, keys = graph.reshape(places, -1, 1, name="queries"), graph.reshape(places, 1, -1, name="keys")
+            difference = graph.op("Sub", queries, keys, name="difference")
+            return graph.op("Add", difference, graph.ints((step * step - 1) // 2), name="bias_index")
 
-    def _bias_coords(self) -> ir.Value:
-        graph = self.graph
-        axes = [self._axis_coords(axis) for axis in (self.height, self.width)]
-        lengths = [graph.subtract(graph.multiply(axis.window, 2), 1) for axis in (self.height, self.width)]
-        grid = graph.shape(*lengths)
-        rows = graph.op("Expand", graph.reshape(axes[0], -1, 1), grid, name="row_coords")
-        columns = graph.op("Expand", graph.reshape(axes[1], 1, -1), grid, name="column_coords")
-        flat = [graph.reshape(value, -1, 1) for value in (rows, columns)]
-        return graph.op("Concat", *flat, axis=1, name="bias_coords")
+    def merge_indices(self) -> ir.Value:
+        """For patch merging: the four tokens of every merged one, (H/2 * W/2 * 4,).
 
-    def _sources(self, axis: AxisSizes, step: Int, *, shifted: bool) -> ir.Value:
-        """Source of every position of the padded, rolled axis, times ``step``; at least H*W for padding: (P,)."""
-        graph = self.graph
-        source = graph.range(axis.padded)
-        if shifted and axis.shift != 0:
-            moved = graph.op("Add", source, graph.as_vector(axis.shift), name="shifted")
-            source = graph.op("Mod", moved, graph.as_vector(axis.padded), name="rolled")
-        scaled = source if step == 1 else graph.op("Mul", source, graph.as_vector(step), name="offset")
-        if not axis.may_pad:
-            return scaled
-        inside = graph.op("Less", source, graph.as_vector(axis.size), name="inside")
-        return graph.op("Where", inside, scaled, graph.as_vector(self.tokens), name="source")
-
-    def _slots(self, axis: AxisSizes, window_step: Int, token_step: Int, *, shifted: bool) -> ir.Value:
-        """Slot of every token of an axis: window number times ``window_step`` plus place in it times ``token_step``: (H,)."""
-        graph = self.graph
-        place = graph.range(axis.size)
-        if shifted and axis.shift != 0:
-            back = graph.op("Add", place, graph.as_vector(graph.subtract(axis.padded, axis.shift)), name="unshifted")
-            place = graph.op("Mod", back, graph.as_vector(axis.padded), name="unrolled")
-        number = graph.op("Div", place, graph.as_vector(axis.window), name="window_number")
-        # place = number * window + rest, so the slot is place * token_step plus number times what a window adds beyond that.
-        surplus = graph.subtract(window_step, graph.multiply(axis.window, token_step))
-        number = graph.op("Mul", number, graph.as_vector(surplus), name="window_start")
-        place = place if token_step == 1 else graph.op("Mul", place, graph.as_vector(token_step), name="place_start")
-        return graph.op("Add", number, place, name="slot")
-
-    def _regions(self, axis: AxisSizes, factor: int) -> ir.Value:
-        """``factor`` where a position of the padded, rolled axis came around the edge, else 0: (P,) int64.
-
-        The published three regions differ inside a window only where the roll wrapped around: their other border lies between
-        two windows.
+        Neighbors come in the published order (0,0), (1,0), (0,1), (1,1) of (row, column); beyond an odd edge stands row 0.
         """
         graph = self.graph
-        start = graph.as_vector(graph.subtract(axis.padded, axis.shift))
-        wrapped = graph.op("GreaterOrEqual", graph.range(axis.padded), start, name="wrapped")
-        return graph.op("Where", wrapped, graph.ints(factor), graph.ints(0), name="region")
+        with graph.root_scope(self.scope):
+            half = self.size.merged(graph).value
+            grid = self._grid(padded=self.merge_may_pad)
+            if self.merge_may_pad:
+                even = graph.op("Mul", half, graph.ints(2, 2), name="even_size")
+                grid = graph.slice(grid, graph.ints(0, 0), even, name="even_grid")
+            sizes = graph.op("Gather", graph.shape(half, 2, 2), graph.ints(0, 2, 1, 2), name="pair_sizes")
+            grid = graph.reshape(grid, sizes, name="pairs")
+            return graph.reshape(graph.op("Transpose", grid, perm=[0, 2, 3, 1], name="neighbors"), -1, name="merge_indices")
 
-    def _offsets(self, window: Int) -> ir.Value:
-        """i - j + window - 1 for every pair of places on an axis: (h, h)."""
+    @property
+    def merge_may_pad(self) -> bool:
+        """Whether patch merging can meet an odd side."""
+        return self.size.known is None or any(side % 2 for side in self.size.known)
+
+    def _fixed_window(self) -> tuple[int, int] | None:
+        """The window where it is the same at every size of the range."""
+        low, high = ([min(side, self.window_size) for side in sides] for sides in (self.size.smallest, self.size.largest))
+        return (low[0], low[1]) if low == high else None
+
+    def _shift(self) -> ir.Value:
+        """Tokens the map is rolled by along each axis."""
+        graph, size = self.graph, self.window_size
+        sides = zip(self.size.smallest, self.size.largest, strict=True)
+        known = [size // 2 if low > size else 0 for low, high in sides if (low > size) == (high > size)]
+        if len(known) == 2:
+            return graph.ints(*known)
+        larger = graph.op("Greater", self.size.value, graph.ints(size, size), name="several_windows")
+        return graph.op("Where", larger, graph.ints(size // 2), graph.ints(0), name="shift")
+
+    def _tag(self) -> ir.Value:
+        """More than any token's number: its multiples mark what came around an edge."""
+        return self.graph.ints(self.size.largest[0] * self.size.largest[1] + 1)
+
+    def _grid(self, *, padded: bool) -> ir.Value:
+        """Number of every token, (H, W); with zeros below and to the right and numbers from 1 where it is padded."""
         graph = self.graph
-        place = graph.range(window)
-        difference = graph.op("Sub", graph.reshape(place, -1, 1), place, name="difference")
-        return graph.op("Add", difference, graph.as_vector(graph.subtract(window, 1)), name="offsets")
+        count = graph.product(self.size.value)
+        if not padded:
+            return graph.reshape(graph.range(count), self.size.value, name="grid")
+        stop = graph.op("Add", count, graph.constant(np.asarray(1, np.int64)), name="after_last")
+        grid = graph.reshape(graph.range(stop, 1), self.size.value, name="grid")
+        ends = max(self.window_size - 1, 1)
+        return graph.op("Pad", grid, graph.ints(0, 0, ends, ends), name="padded_grid")
 
-    def _axis_coords(self, axis: AxisSizes) -> ir.Value:
-        """Log-spaced coordinates of one axis: (2h-1,), float32."""
+    def _windowed(self, *, shifted: bool) -> ir.Value:
+        """The grid cut into windows, (n, 1, N); rolled and marked with multiples of the tag in a shifted block."""
         graph = self.graph
-        less = graph.subtract(axis.window, 1)
-        steps = graph.range(graph.add(graph.multiply(less, 2), 1))
-        coords = graph.op("Sub", steps, graph.as_vector(less), name="relative")
-        coords = graph.op("Cast", coords, to=ir.DataType.FLOAT, name="relative_float")
-        if self.pretrained > 1:
-            scale = graph.constant(np.asarray([self.pretrained - 1], np.float32))
-        else:
-            positive = graph.op("Max", graph.as_vector(less), graph.ints(1), name="span")
-            scale = graph.op("Cast", positive, to=ir.DataType.FLOAT, name="span_float")
-        coords = graph.op("Div", coords, scale, name="normalized")
-        eight, one, log8 = (graph.constant(np.asarray(value, np.float32)) for value in (8.0, 1.0, np.log(8.0)))
-        coords = graph.op("Mul", coords, eight, name="times_8")
-        magnitude = graph.op("Log", graph.op("Add", graph.op("Abs", coords, name="abs"), one, name="plus_1"), name="log")
-        magnitude = graph.op("Div", magnitude, log8, name="log_8")
-        return graph.op("Mul", graph.op("Sign", coords, name="sign"), magnitude, name="coords")
+        grid = self._grid(padded=self.may_pad)
+        if self.may_pad:
+            grid = graph.slice(grid, graph.ints(0, 0), self.padded, name="whole_windows")
+        if shifted:
+            grid = self._rolled(grid)
+        sizes = graph.op("Gather", graph.shape(self.count, self.window), graph.ints(0, 2, 1, 3), name="cut_sizes")
+        grid = graph.op("Transpose", graph.reshape(grid, sizes, name="cut"), perm=[0, 2, 1, 3], name="windows")
+        return graph.reshape(grid, -1, 1, self.window_tokens, name="windowed")
 
+    def _rolled(self, grid: ir.Value) -> ir.Value:
+        """The map of (P, Q) rolled up and left by the shift: a part of the map beside itself.
 
-def merge_indices(graph: GraphBuilder, height: AxisSizes, width: AxisSizes, tokens: Int) -> tuple[ir.Value, Int, Int]:
-    """For patch merging: the four tokens of every merged one, (H/2 * W/2 * 4,), and the merged height and width.
-
-    Neighbors come in the published order (0,0), (1,0), (0,1), (1,1) of (row, column); beyond an odd edge stands the zero row.
-    """
-    rows_out, columns_out = graph.ceil_divide(height.size, 2), graph.ceil_divide(width.size, 2)
-    sources = []
-    for axis, count, step, dims in ((height, rows_out, width.size, (-1, 1, 1, 2)), (width, columns_out, 1, (1, -1, 2, 1))):
-        index = graph.range(graph.multiply(count, 2))
-        scaled = index if step == 1 else graph.op("Mul", index, graph.as_vector(step), name="offset")
-        if not isinstance(axis.size, int) or axis.size % 2:
-            inside = graph.op("Less", index, graph.as_vector(axis.size), name="inside")
-            scaled = graph.op("Where", inside, scaled, graph.as_vector(tokens), name="source")
-        sources.append(graph.reshape(scaled, *dims))
-    index = graph.op("Add", *sources, name="merge_index")
-    if merge_may_pad(height, width):
-        index = graph.op("Min", index, graph.as_vector(tokens), name="merge_index_or_zero_row")
-    return graph.reshape(index, -1, name="merge_indices"), rows_out, columns_out
-
-
-def merge_may_pad(height: AxisSizes, width: AxisSizes) -> bool:
-    """Whether patch merging can meet an odd side."""
-    return any(not isinstance(axis.size, int) or axis.size % 2 == 1 for axis in (height, width))
+        What came around the lower edge is marked by one tag, around the right edge by two. The published three regions differ
+        inside a window only there: their other border lies between two windows.
+        """
+        graph = self.graph
+        tag = self._tag()
+        down = graph.op("Concat", grid, graph.op("Add", grid, tag, name="below"), axis=0, name="twice_down")
+        twice = graph.op("Add", tag, tag, name="two_tags")
+        both = graph.op("Concat", down, graph.op("Add", down, twice, name="beside"), axis=1, name="twice")
+        shift = self._shift()
+        return graph.slice(both, shift, graph.op("Add", shift, self.padded, name="rolled_end"), name="rolled")

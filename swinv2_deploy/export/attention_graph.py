@@ -1,0 +1,169 @@
+"""Window attention of one stage as a graph: position bias of all blocks at once, then the attention of each block.
+
+Cutting into windows, parting queries, keys and values, and bringing heads to the front is one Gather for each of the three; the
+way back is one Gather too. No token is copied twice.
+
+Shape letters: B batch, H W map in tokens, C channels, n windows of an image, N tokens of a window, k heads, d channels of a head,
+b blocks, K heads of all blocks of a stage, T relative positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from reference_model.attention import MAX_LOGIT_SCALE
+from reference_model.config import SwinV2Config
+from reference_model.position_bias import BIAS_LIMIT, CPB_HIDDEN, relative_coords_table
+from swinv2_deploy.export.graph import GraphBuilder
+from swinv2_deploy.export.window_graph import StageWindows
+
+Array = NDArray[np.float32]
+Linear = Callable[[ir.Value, str, ir.Value | None], ir.Value]
+
+
+class StageAttention:
+    """Writes the attention of a stage's blocks.
+
+    Args:
+        graph: Graph to write into.
+        config: Architecture.
+        weights: Parameters by native name.
+        stage: Number of the stage.
+        windows: Window plan of the stage.
+        batch: Images, an int64 vector of one element.
+    """
+
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        config: SwinV2Config,
+        weights: Mapping[str, Array],
+        stage: int,
+        windows: StageWindows,
+        batch: ir.Value,
+    ) -> None:
+        self.graph = graph
+        self.weights = weights
+        self.windows = windows
+        self.batch = batch
+        self.prefix = f"layers.{stage}"
+        self.dim = config.stage_dim(stage)
+        self.heads = config.num_heads[stage]
+        self.head_dim = config.head_dims[stage]
+        self.pretrained = config.pretrained_window_sizes[stage]
+        self.has_bias = config.qkv_bias
+        self.biases = self._position_biases()
+
+    def write(self, block: int, x: ir.Value, gemm: Linear) -> ir.Value:
+        """Tokens (B*H*W, C) to the same after the attention of ``block``; ``gemm`` writes a linear layer by name."""
+        graph, windows, heads = self.graph, self.windows, self.heads[block]
+        module = f"{self.prefix}.blocks.{block}.attn"
+        shifted = block % 2 == 1 and windows.ever_shifts
+        if windows.may_pad:
+            x = graph.reshape(x, self.batch, -1, self.dim, name="batched")
+            x = graph.op("Pad", x, graph.ints(0, 1, 0, 0, 0, 0), name="zero_row")
+            x = graph.reshape(x, -1, self.dim, name="rows")
+        x = gemm(x, "qkv", self._qkv_bias(module, heads * self.head_dim))
+        x = graph.reshape(x, self.batch, -1, self.head_dim, name="by_head")
+        indices = windows.window_indices(heads, shifted=shifted)
+        q, k, v = (graph.op("Gather", x, index, axis=1, name=name) for index, name in zip(indices, "qkv", strict=True))
+        # The floor of the published division, 1e-12, is below every length that float32 can square: zero stays zero.
+        q = graph.op("LpNormalization", q, axis=-1, p=2, name="q_normalized")
+        k = graph.op("LpNormalization", k, axis=-1, p=2, name="k_normalized")
+        q = graph.op("Mul", q, self._temperature(module), name="q_scaled")
+        logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 2, 4, 3], name="k_t"), name="qk")
+        bias = self.biases[block]
+        if shifted:
+            bias = graph.op("Add", bias, windows.shift_mask(), name="bias_and_mask")
+        weights = graph.op("Softmax", graph.op("Add", logits, bias, name="logits"), axis=-1, name="softmax")
+        out = graph.reshape(graph.op("MatMul", weights, v, name="av"), self.batch, -1, self.head_dim, name="slots")
+        out = graph.op("Gather", out, windows.token_indices(heads, shifted=shifted), axis=1, name="reverse")
+        out = graph.reshape(out, -1, heads * self.head_dim, name="joined")
+        return gemm(out, "proj", graph.weight(f"{module}.proj.bias", self.weights[f"{module}.proj.bias"]))
+
+    def _qkv_bias(self, module: str, width: int) -> ir.Value | None:
+        if not self.has_bias:
+            return None
+        q, v = self.weights[f"{module}.q_bias"], self.weights[f"{module}.v_bias"]
+        return self.graph.weight(f"{module}.qkv.bias", np.concatenate([q, np.zeros(width, np.float32), v]))
+
+    def _temperature(self, module: str) -> ir.Value:
+        """(k, 1, 1)."""
+        clamped = np.minimum(self.weights[f"{module}.logit_scale"].astype(np.float64), MAX_LOGIT_SCALE)
+        return self.graph.weight(f"{module}.temperature", np.exp(clamped).astype(np.float32).reshape(-1, 1, 1))
+
+    def _position_biases(self) -> list[ir.Value]:
+        """(k, N, N) of every block."""
+        graph, windows = self.graph, self.windows
+        with graph.root_scope(f"{self.prefix}.position_bias"):
+            if windows.fixed_window is not None:
+                tables = self._tables(windows.fixed_window)
+                named = [
+                    graph.weight(f"{self.prefix}.blocks.{i}.attn.position_bias_table", table) for i, table in enumerate(tables)
+                ]
+                return [graph.op("Gather", table, windows.bias_index(), axis=1, name="bias") for table in named]
+            if self.pretrained:
+                tables = self._tables((windows.window_size, windows.window_size))
+                table = graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(tables))
+            else:
+                table = self._computed_table()
+            biases = graph.op("Gather", table, windows.bias_index(), axis=1, name="biases")
+            return graph.split(biases, self.heads, 0, "bias")
+
+    def _tables(self, window: tuple[int, int]) -> list[Array]:
+        """(k, T) of every block, in float64 until the end so that folding adds no error of its own."""
+        pretrained = (self.pretrained, self.pretrained) if self.pretrained else window
+        coords = relative_coords_table(window, pretrained).numpy().astype(np.float64)
+        tables = []
+        for block in range(len(self.heads)):
+            first, bias, second = (array.astype(np.float64) for array in self._mlp(block))
+            hidden = np.maximum(coords @ first.T + bias, 0)
+            tables.append((BIAS_LIMIT / (1 + np.exp(-(hidden @ second.T)))).T.astype(np.float32))
+        return tables
+
+    def _computed_table(self) -> ir.Value:
+        """(K, T) for the largest window, with coordinates normalized by the window in use: the log-CPB MLPs side by side."""
+        graph = self.graph
+        first, bias, second = zip(*(self._mlp(block) for block in range(len(self.heads))), strict=True)
+        most = max(self.heads)
+        last = np.zeros((len(self.heads), most, CPB_HIDDEN), np.float32)
+        for block, array in enumerate(second):
+            last[block, : len(array)] = array
+        hidden = graph.op(
+            "Gemm",
+            graph.weight(f"{self.prefix}.cpb_mlp.0.weight", np.concatenate(first)),
+            self._coords(),
+            graph.weight(f"{self.prefix}.cpb_mlp.0.bias", np.concatenate(bias)[:, None]),
+            name="cpb_mlp.0",
+        )
+        hidden = graph.reshape(graph.op("Relu", hidden, name="cpb_mlp.1"), len(self.heads), CPB_HIDDEN, -1, name="by_block")
+        raw = graph.op("MatMul", graph.weight(f"{self.prefix}.cpb_mlp.2.weight", last), hidden, name="cpb_mlp.2")
+        raw = graph.reshape(raw, len(self.heads) * most, -1, name="raw")
+        if len(set(self.heads)) > 1:
+            kept = [block * most + head for block, heads in enumerate(self.heads) for head in range(heads)]
+            raw = graph.op("Gather", raw, graph.ints(*kept), axis=0, name="kept_heads")
+        return graph.op("Mul", graph.op("Sigmoid", raw, name="sigmoid"), graph.float(BIAS_LIMIT), name="table")
+
+    def _coords(self) -> ir.Value:
+        """Log-spaced coordinates (2, T) of the largest window's relative positions, normalized by the window in use."""
+        graph, reach = self.graph, self.windows.window_size - 1
+        offsets = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+        with graph.root_scope(f"{self.prefix}.windows"):
+            # An axis of one token has the single coordinate 0, whatever it is divided by.
+            span = graph.op(
+                "Max", graph.op("Sub", self.windows.window, graph.ints(1), name="window_less_1"), graph.ints(1), name="span"
+            )
+            span = graph.reshape(graph.op("Cast", span, to=ir.DataType.FLOAT, name="span_float"), 2, 1, name="spans")
+            magnitude = graph.op("Div", graph.constant(np.abs(8 * offsets).astype(np.float32)), span, name="times_8")
+            magnitude = graph.op("Log", graph.op("Add", magnitude, graph.float(1.0), name="plus_1"), name="log")
+            return graph.op(
+                "Mul", magnitude, graph.constant((np.sign(offsets) / np.log(8.0)).astype(np.float32)), name="coords"
+            )
+
+    def _mlp(self, block: int) -> tuple[Array, Array, Array]:
+        prefix = f"{self.prefix}.blocks.{block}.attn.cpb_mlp"
+        return self.weights[f"{prefix}.0.weight"], self.weights[f"{prefix}.0.bias"], self.weights[f"{prefix}.2.weight"]

@@ -86,7 +86,7 @@ def slot_drift(runner: Runner, images: Array, batch_sizes: Sequence[int]) -> Slo
                 difference = _difference(rows, row, alone[index][name][0])
                 if difference > worst:
                     worst, where = difference, (len(order), row)
-                relative = max(relative, difference / scale)
+                relative = max(relative, difference / scale if math.isfinite(difference) else math.inf)
     size = (images.shape[2], images.shape[3])
     return SlotDrift(size=size, batch_sizes=tuple(batch_sizes), max_abs=worst, relative=relative, worst=where)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +85,8 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
     """
     sizes = []
     for part in text.lower().split(","):
-        height, _, width = part.strip().partition("x")
-        sides = (height, width or height)
-        if not all(side.isascii() and side.isdigit() and 0 < len(side) < 7 and int(side) for side in sides):
+        match = re.fullmatch(r"([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,5}))?", part.strip())
+        if match is None:
             raise SpecError(f"{part!r} is not a size; expected height x width in px, for example 256x256,320x288.")
-        sizes.append((int(sides[0]), int(sides[1])))
+        sizes.append((int(match[1]), int(match[2] or match[1])))
     return tuple(sizes)

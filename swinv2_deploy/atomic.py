@@ -33,7 +33,7 @@ REASONS = {
     errno.ENOTDIR: "something on the way to it is a file, not a folder; use --out elsewhere",
     errno.EEXIST: "something on the way to it is a file, not a folder; use --out elsewhere",
     errno.ENAMETOOLONG: "the name is too long; use a shorter --out",
-    errno.EXDEV: "it is a mount point, which cannot be replaced; use --out for a folder inside it",
+    errno.EBUSY: "it is a mount point, which cannot be replaced; use --out for a folder inside it",
 }
 
 

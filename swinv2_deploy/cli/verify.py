@@ -114,7 +114,8 @@ def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: 
     if saved is not None:
         output.say(f"Report: {saved}")
     output.say(_next(artifact, spec, result, model))
-    output.result(result.to_dict() | {"report": None if saved is None else str(saved)})
+    if output.json:
+        output.result(result.to_dict() | {"report": None if saved is None else str(saved)})
     if problem is not None:
         warn(str(problem))
     try:

@@ -91,6 +91,11 @@ class GraphBuilder:
         """The content of a value that does not depend on the input, or None."""
         return self._known.get(id(value))
 
+    def stored_index(self, value: ir.Value) -> ir.Value:
+        """An index as it is, or in half the space where it is a constant."""
+        known = self.known(value)
+        return value if known is None else self.constant(known.astype(np.int32))
+
     def ints(self, *values: int) -> ir.Value:
         """A constant int64 vector."""
         return self.constant(np.asarray(values, np.int64))
@@ -119,7 +124,10 @@ class GraphBuilder:
 
     def reshape(self, value: ir.Value, *sizes: int | ir.Value, name: str = "reshape") -> ir.Value:
         """Reshape to known sizes and int64 vectors."""
-        return self.op("Reshape", value, self.shape(*sizes), name=name)
+        shape = self.shape(*sizes)
+        # A computed 0 could mean "as before", and TensorRT then reserves memory for both readings.
+        attributes = {} if self.known(shape) is not None else {"allowzero": 1}
+        return self.op("Reshape", value, shape, name=name, **attributes)
 
     def range(self, stop: ir.Value, start: int = 0) -> ir.Value:
         """start, start+1, ... stop-1 for a scalar ``stop``, int64."""

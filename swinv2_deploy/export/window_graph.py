@@ -90,7 +90,7 @@ class StageWindows:
             start = graph.op("Mul", tokens, graph.ints(3 * heads), name="first_row")
             rows = graph.constant(np.arange(3 * heads, dtype=np.int64)[:, None])
             index = graph.op("Add", start, rows, name="qkv_index")
-            return graph.split(index, [heads] * 3, 1, "window_indices")
+            return [graph.stored_index(part) for part in graph.split(index, [heads] * 3, 1, "window_indices")]
 
     def token_indices(self, heads: int, *, shifted: bool) -> ir.Value:
         """The way back, for every token and head: its row of windows, heads and places flattened, (H*W, k)."""
@@ -108,7 +108,7 @@ class StageWindows:
                 end = graph.op("Add", start, self.size.value, name="unrolled_end")
             if shifted or self.may_pad:
                 slots = graph.slice(slots, start, end, name="slots_of_tokens")
-            return graph.reshape(slots, -1, heads, name="token_indices")
+            return graph.stored_index(graph.reshape(slots, -1, heads, name="token_indices"))
 
     def shift_mask(self) -> ir.Value:
         """Additive mask (n, 1, N, N) of a shifted block, float32."""
@@ -150,7 +150,8 @@ class StageWindows:
                 grid = graph.slice(grid, graph.ints(0, 0), even, name="even_grid")
             sizes = graph.op("Gather", graph.shape(half, 2, 2), graph.ints(0, 2, 1, 2), name="pair_sizes")
             grid = graph.reshape(grid, sizes, name="pairs")
-            return graph.reshape(graph.op("Transpose", grid, perm=[0, 2, 3, 1], name="neighbors"), -1, name="merge_indices")
+            grid = graph.op("Transpose", grid, perm=[0, 2, 3, 1], name="neighbors")
+            return graph.stored_index(graph.reshape(grid, -1, name="merge_indices"))
 
     @property
     def merge_may_pad(self) -> bool:

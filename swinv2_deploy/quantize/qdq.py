@@ -1,0 +1,148 @@
+"""Write Q/DQ pairs into an exported graph: the scales of a calibration table become explicit quantization.
+
+The pattern, one for every runtime: each site's activation passes one QuantizeLinear and one DequantizeLinear that only its Gemm
+reads; the weight is stored as INT8 with a scale an output channel; the bias stays in float and is added behind the Gemm. Inside
+the Gemm it would have to be INT32 for ONNX Runtime to use integers, and TensorRT reads no INT32 there.
+ONNX Runtime turns that into integer kernels when it loads the file, TensorRT into INT8 GEMMs.
+
+The ``uint8`` flavor is for ONNX Runtime on a CPU alone: the same scales and weights, written as the operator whose kernel is
+fastest there, with the bias left in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from swinv2_deploy.errors import QuantizeError
+
+Flavor = Literal["int8", "uint8"]
+
+LEVELS = 127
+"""Symmetric INT8 uses -127 to 127, so that a scale means the same for both signs."""
+
+CPU_DOMAIN = "com.microsoft"
+
+
+def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int8") -> ir.Model:
+    """Quantize the Gemms named in ``amax`` in place.
+
+    Args:
+        model: Exported FP32 model.
+        amax: Largest magnitude of every site's activation, by the name of its Gemm.
+        flavor: ``int8`` is symmetric signed Q/DQ in standard ONNX, what TensorRT needs. ``uint8`` is the same numbers with 128
+            added, multiplied by ONNX Runtime's ``MatMulIntegerToFloat``.
+
+    Raises:
+        QuantizeError: When a site is not in the graph, or its scale or weight is zero or not finite.
+    """
+    gemms = {node.name: node for node in model.graph if node.op_type == "Gemm"}
+    missing = sorted(set(amax) - set(gemms))
+    if missing:
+        raise QuantizeError(f"The graph has no Gemm named {missing[:5]}; the calibration table belongs to another model.")
+    for name, largest in amax.items():
+        if not np.isfinite(largest) or largest <= 0:
+            raise QuantizeError(
+                f"The range of {name} is {largest}; expected a positive number. Calibrate again on real images."
+            )
+        scale = np.asarray(largest / LEVELS, np.float32)
+        if flavor == "int8":
+            _quantize_gemm(model.graph, gemms[name], scale)
+        else:
+            _integer_product(model.graph, gemms[name], scale)
+    if flavor == "uint8":
+        model.graph.opset_imports[CPU_DOMAIN] = 1
+    for unused in [name for name, value in model.graph.initializers.items() if not value.uses()]:
+        del model.graph.initializers[unused]
+    return model
+
+
+def quantize_weight(weight: NDArray[np.float32], name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """INT8 values and one scale a row of a weight (out, in).
+
+    Raises:
+        QuantizeError: When the weight is not finite.
+    """
+    largest = np.abs(weight).max(axis=1)
+    if not np.isfinite(largest).all():
+        raise QuantizeError(f"The weight of {name} holds NaN or infinity; the checkpoint is damaged.")
+    # A row of zeros quantizes to zeros at any scale.
+    scale = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    return np.clip(np.rint(weight / scale[:, None]), -LEVELS, LEVELS).astype(np.int8), scale
+
+
+def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -> None:
+    """Put Q/DQ pairs before a Gemm."""
+    name = str(node.name)
+    values, weight_scale = quantize_weight(_array(node.inputs[1], name), name)
+    activation = _initializers(graph, f"{name}.input", {"scale": scale, "zero_point": np.asarray(0, np.int8)})
+    stored = _initializers(
+        graph, f"{name}.weight", {"int8": values, "scale": weight_scale, "zero_point": np.zeros(len(values), np.int8)}
+    )
+    new = [ir.node("QuantizeLinear", [node.inputs[0], *activation], name=f"{name}.input.quantize")]
+    new.append(ir.node("DequantizeLinear", [new[0].outputs[0], *activation], name=f"{name}.input.dequantize"))
+    new.append(ir.node("DequantizeLinear", stored, {"axis": 0}, name=f"{name}.weight.dequantize"))
+    node.replace_input_with(0, new[1].outputs[0])
+    node.replace_input_with(1, new[2].outputs[0])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    for made in new:
+        made.outputs[0].name = made.name
+    graph.insert_before(node, new)
+    if bias is not None:
+        node.resize_inputs(2)
+        _add_behind(graph, node, name, _array(bias, name))
+
+
+def _add_behind(graph: ir.Graph, node: ir.Node, name: str, bias: NDArray[np.float32]) -> None:
+    """Add a bias to the output of a Gemm."""
+    # As a row: ONNX Runtime joins a vector with the Gelu that follows, to an operator slower than the two.
+    [row] = _initializers(graph, f"{name}.bias", {"row": bias[None]})
+    add = ir.node("Add", [None, row], name=f"{name}.add_bias")
+    _take_place(node.outputs[0], add.outputs[0])
+    node.outputs[0].name = f"{name}.product"
+    add.replace_input_with(0, node.outputs[0])
+    graph.insert_after(node, add)
+
+
+def _take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of ``old`` read ``new``, under the name it knows."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def _integer_product(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -> None:
+    """Replace a Gemm by a quantization and a product of integers."""
+    name = str(node.name)
+    values, weight_scale = quantize_weight(_array(node.inputs[1], name), name)
+    activation = _initializers(graph, f"{name}.input", {"scale": scale, "zero_point": np.asarray(128, np.uint8)})
+    stored = _initializers(graph, f"{name}.weight", {"int8": values.T, "scale": weight_scale})
+    quantized = ir.node("QuantizeLinear", [node.inputs[0], *activation], name=f"{name}.input.quantize")
+    quantized.outputs[0].name = quantized.name
+    inputs: list[ir.Value | None] = [quantized.outputs[0], stored[0], activation[0], stored[1], activation[1]]
+    if len(node.inputs) > 2:
+        inputs += [None, node.inputs[2]]
+    product = ir.node("MatMulIntegerToFloat", inputs, domain=CPU_DOMAIN, name=name)
+    _take_place(node.outputs[0], product.outputs[0])
+    graph.insert_before(node, [quantized, product])
+    graph.remove(node, safe=True)
+
+
+def _initializers(graph: ir.Graph, prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> list[ir.Value]:
+    values = []
+    for name, array in arrays.items():
+        full = f"{prefix}.{name}"
+        tensor = ir.Tensor(np.ascontiguousarray(array) if array.ndim else array, name=full)
+        value = ir.Value(name=full, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        graph.register_initializer(value)
+        values.append(value)
+    return values
+
+
+def _array(value: ir.Value | None, name: str) -> NDArray[np.float32]:
+    if value is None or value.const_value is None:
+        raise QuantizeError(f"The weights of {name} are not stored in the file; expected an exported FP32 graph.")
+    return np.asarray(value.const_value.numpy())

@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SizeDrift:
-    """Drift at one size of the sweep, worst over a photograph, a noise image and all outputs.
+    """Drift at one size of the sweep, worst over all outputs of a photograph and, up to the native area, of noise.
 
     Attributes:
         size: (height, width) in px.

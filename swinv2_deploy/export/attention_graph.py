@@ -108,10 +108,12 @@ class StageAttention:
                 return [graph.op("Gather", table, windows.bias_index(), axis=1, name="bias") for table in named]
             if self.pretrained:
                 tables = self._tables((windows.window_size, windows.window_size))
-                table = graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(tables))
+                table = graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(tables).T)
             else:
-                table = self._computed_table()
-            biases = graph.op("Gather", table, windows.bias_index(), axis=1, name="biases")
+                table = graph.op("Transpose", self._computed_table(), perm=[1, 0], name="table_by_position")
+            # By position, so that one read copies the biases of all heads.
+            biases = graph.op("Gather", table, windows.bias_index(), axis=0, name="biases")
+            biases = graph.op("Transpose", biases, perm=[2, 0, 1], name="biases_by_head")
             return graph.split(biases, self.heads, 0, "bias")
 
     def _tables(self, window: tuple[int, int]) -> list[Array]:

@@ -20,6 +20,9 @@ from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.io import WEIGHTS, write_model_files
 from swinv2_deploy.modeling.source import Source
 
+SMALLEST_OUTSIDE = 1024
+"""Bytes below which a tensor stays in the graph file: ONNX Runtime refuses constants of shapes that lie outside."""
+
 LARGEST_INLINE = 1_900_000_000
 """Bytes of weights that still fit into one protobuf file; beyond, they go into ``model.onnx.data`` beside it."""
 
@@ -59,7 +62,7 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
         file.parent.mkdir()
         graph = SwinGraph(model.config, weights, resolutions).build(__version__)
         if size > LARGEST_INLINE:
-            ir.save(graph, file, external_data=f"{file.name}.data")
+            ir.save(graph, file, external_data=f"{file.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
         else:
             ir.save(graph, file)
         errors = check_graph(file, model, resolutions)

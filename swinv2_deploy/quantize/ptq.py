@@ -30,6 +30,8 @@ from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 
 TABLE = "calibration_table.json"
+SMALLEST_OUTSIDE = 1024
+"""Bytes below which a tensor stays in the graph file: ONNX Runtime refuses constants of shapes that lie outside."""
 MOST_IMAGES = 512
 """Calibration images when none are asked for; ranges do not move beyond some hundred."""
 WORTH_KEEPING = 1.03
@@ -136,7 +138,7 @@ def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) 
     model.metadata_props["swinv2_deploy.quantization"] = json.dumps(facts)
     model.metadata_props.pop("swinv2_deploy.tested_sizes", None)
     if (source.parent / f"{source.name}.data").is_file():
-        ir.save(model, target, external_data=f"{target.name}.data")
+        ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
     else:
         ir.save(model, target)
     try:

@@ -101,6 +101,7 @@ class MaxCalibrator(Calibrator):
     name = "max"
 
     def clipped_fraction(self, amax: float) -> float:
+        """Always 0: nothing lies beyond the largest magnitude."""
         if amax < self.largest:
             raise CalibrationError(f"amax {amax} is below the largest value {self.largest}; use a calibrator with a histogram.")
         return 0.0
@@ -136,6 +137,7 @@ class HistogramCalibrator(Calibrator):
         return math.ldexp(1.0, self._exponent) if self._exponent is not None else 0.0
 
     def clipped_fraction(self, amax: float) -> float:
+        """Share of the values seen that lie beyond ``amax``, 0 to 1, to the width of a bin."""
         if amax >= self.largest or self._exponent is None:
             return 0.0
         return int(self.counts[math.ceil(amax / self.width) :].sum()) / int(self.counts.sum())

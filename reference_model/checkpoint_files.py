@@ -33,6 +33,7 @@ MAX_JSON_BYTES = 16 * 2**20
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _FOREIGN_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_REFUSED_STEP = re.compile(r"WeightsUnpickler error:\s*(\S.*)")
 # What PyTorch's reader and unpickler raise on damaged input. SystemError and Exception are not among them on purpose.
 _UNREADABLE = (
     pickle.UnpicklingError,
@@ -211,6 +212,12 @@ def _unpickle(path: Path) -> object:
             raise CheckpointError(
                 f"{path} wants to construct or call {foreign[1]}, which no weights need; nothing was executed. "
                 "If you trust the file, save only its tensors, best as safetensors."
+            ) from error
+        refused = _REFUSED_STEP.search(str(error))
+        if refused:  # PyTorch's message goes on to recommend loading the file without the restriction
+            raise CheckpointError(
+                f"{path} was not written by torch.save ({refused[1].strip()[:200]}); nothing was executed. Save only the tensors, "
+                "best as safetensors."
             ) from error
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path} is truncated, damaged or no weights file ({reason}); download it again.") from error

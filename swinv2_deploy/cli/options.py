@@ -12,7 +12,7 @@ ARTIFACTS = Path("artifacts")
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="Artifact folder, Hugging Face folder or hub id. Default: the newest in ./artifacts."),
+    typer.Option("--model", help="Artifact folder, Hugging Face folder or hub id, instead of --size or --weights."),
 ]
 Artifact = Annotated[
     Path | None, typer.Option("--model", help="Artifact folder. Default: the newest in ./artifacts.", show_default=False)
@@ -27,7 +27,7 @@ Classes = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; words go to standard error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the artifact's path, warnings and errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result in a line, warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details and tracebacks.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an artifact that is already there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no type information
 
 from calibration.collect import collect
 from calibration.dataset import ImageFolder
@@ -132,7 +133,10 @@ def _save(table: CalibrationTable, path: Path) -> None:
 
 
 def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) -> None:
-    model = insert_qdq(ir.load(source), table.amax, flavor)
+    try:
+        model = insert_qdq(ir.load(source), table.amax, flavor)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise QuantizeError(f"{source} is not an ONNX file that can be read ({error}); export again.") from error
     facts = {"calibrator": table.calibrator, "options": dict(table.options), "images": table.images, "sites": list(table.sites)}
     model.metadata_props["swinv2_deploy.precision"] = flavor
     model.metadata_props["swinv2_deploy.quantization"] = json.dumps(facts)

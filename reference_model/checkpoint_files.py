@@ -216,8 +216,8 @@ def _unpickle(path: Path) -> object:
         refused = _REFUSED_STEP.search(str(error))
         if refused:  # PyTorch's message goes on to recommend loading the file without the restriction
             raise CheckpointError(
-                f"{path} was not written by torch.save ({refused[1].strip()[:200]}); nothing was executed. Save only the tensors, "
-                "best as safetensors."
+                f"{path} is truncated, damaged or no weights file of torch.save ({refused[1].strip()[:200]}); nothing was "
+                "executed. Download it again, or save only its tensors, best as safetensors."
             ) from error
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path} is truncated, damaged or no weights file ({reason}); download it again.") from error

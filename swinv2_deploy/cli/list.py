@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, Json
@@ -25,7 +25,9 @@ def list_command(json: Json = False) -> None:
         table = Table("size", "res", "window", "trained on", "Hugging Face hub id", title="Models")
         for variant in VARIANTS.values():
             table.add_row(variant.size, str(variant.resolution), variant.window, variant.pretraining, variant.hub_id or "-")
-        made = Table("artifact", "made by", "weights", "ONNX files", title=f"Artifacts in ./{ARTIFACTS}")
+        made = Table(
+            Column("artifact", overflow="fold"), "made by", "weights", "ONNX files", title=f"Artifacts in ./{ARTIFACTS}"
+        )
         for artifact in artifacts:
             lineage = artifact.lineage
             made.add_row(artifact.name, lineage.stage, lineage.weights.kind, ", ".join(artifact.onnx_files))

@@ -90,16 +90,6 @@ def quantize(
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
     wanted = min(spec.images or MOST_IMAGES, len(images))
-    chosen, skipped = _readable(images.select(wanted, spec.seed))
-    table = collect(
-        model,
-        _batches(chosen, artifact.preprocessing, spec.batch_for(artifact.preprocessing.size), progress),
-        {site: site for site in sites},
-        manifest=chosen.manifest(),
-        model_sha256=artifact.lineage.files[WEIGHTS],
-        calibrator=spec.calibrator,
-        seed=spec.seed,
-    )
     lineage = Lineage(
         stage="quantize",
         spec=spec.to_dict() | {"sites": list(sites)},
@@ -108,7 +98,18 @@ def quantize(
         seed=spec.seed,
     )
     size = sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())
+    # First of all: a place that is taken or full should be known before the images are worked through.
     with write_artifact(path, lineage, force=force, needed_bytes=2 * size) as folder:
+        chosen, skipped = _readable(images.select(wanted, spec.seed))
+        table = collect(
+            model,
+            _batches(chosen, artifact.preprocessing, spec.batch_for(artifact.preprocessing.size), progress),
+            {site: site for site in sites},
+            manifest=chosen.manifest(),
+            model_sha256=artifact.lineage.files[WEIGHTS],
+            calibrator=spec.calibrator,
+            seed=spec.seed,
+        )
         _copy(artifact, folder)
         _save(table, folder / TABLE)
         signed, unsigned = (folder / "onnx" / f"model_{flavor}.onnx" for flavor in ("int8", "uint8"))

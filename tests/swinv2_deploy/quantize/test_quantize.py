@@ -459,6 +459,18 @@ def test_a_changed_graph_is_refused(
         quantize(copy, SPEC, ImageFolder.open(photos), tmp_path / "q")
 
 
+def test_a_place_that_is_taken_is_known_before_the_images_are_worked_through(
+    tiny_artifact: ModelArtifact, photos: Path, tmp_path: Path
+) -> None:
+    """Calibrating can take minutes."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    with pytest.raises(ArtifactError, match="exists already"):
+        quantize(
+            tiny_artifact, SPEC, ImageFolder.open(photos), tmp_path / "taken", progress=lambda *_: pytest.fail("calibrated")
+        )
+
+
 def test_a_full_disk_while_the_table_is_written_is_reported_as_one(
     tiny_artifact: ModelArtifact, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

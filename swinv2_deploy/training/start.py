@@ -44,8 +44,8 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
     Raises:
         SpecError: When the images have no classes.
     """
-    # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower. Threads
-    # take the setting over when they are made, so it is set before the first of them is.
+    # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
+    # Threads take the setting over when they are made, so it is set before the first of them is.
     torch.set_flush_denormal(True)
     if len(images.classes) < 2:
         raise SpecError(f"{images.root} has {len(images.classes)} class folders; expected at least two, with images in each.")

@@ -77,7 +77,7 @@ def test_noise_of_the_reference_raises_the_limit() -> None:
     ("drop", "interval", "passed"), [(0.0, (-2.0, 2.0), None), (4.0, (-1.0, 9.0), None), (9.0, (1.5, 15.0), False)]
 )
 def test_few_images_cannot_pass_accuracy(drop: float, interval: tuple[float, float], passed: bool | None) -> None:
-    """Below 100 images one point is not resolved: undecided, unless even the interval's good end is too bad."""
+    """Below 200 images one point is not resolved: undecided, unless even the interval's good end is too bad."""
     classes = replace(CLASSES, labeled=40, drop=drop, drop_interval=interval)
     checks = judge(
         LIMITS,
@@ -92,7 +92,7 @@ def test_few_images_cannot_pass_accuracy(drop: float, interval: tuple[float, flo
     (check,) = (check for check in checks if check.name == "top1 drop")
 
     assert check.passed is passed
-    assert "100 are needed to judge 1 points, one image is 2.5" in check.text
+    assert "200 are needed to judge 1 points, one image is 2.5" in check.text
 
 
 def test_untrained_weights_have_no_accuracy() -> None:

@@ -93,7 +93,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
                 nonfinite=nonfinite,
                 sweep=tuple(sweep[name]),
                 slots=slots[name],
-                latency=latencies.get(name),
+                latencies=latencies.get(name, ()),
                 checks=checks,
             )
         )
@@ -197,16 +197,20 @@ class _Session:
         self.progress("Checking every row of batches", len(self.runners), len(self.runners))
         return found
 
-    def latencies(self) -> dict[str, Latency]:
-        """Every candidate against the baseline; empty when there is none or no time for it."""
+    def latencies(self) -> dict[str, tuple[Latency, ...]]:
+        """Every candidate against the baseline, one image and a batch; empty when there is no baseline or no time for it."""
         if self.baseline is None or self.spec.latency_seconds == 0:
             return {}
-        self.progress("Timing", 0, 1)
         image: Array = self.preprocessing(self.photo)[None]
         timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners}
-        found = interleaved_latency(timed, BASELINE, image, self.spec.latency_seconds)
-        self.progress("Timing", 1, 1)
-        return found
+        batches = sorted({1, self.spec.batch_size})
+        rounds = []
+        for done, batch in enumerate(batches):
+            self.progress("Timing", done, len(batches))
+            images = np.repeat(image, batch, axis=0)
+            rounds.append(interleaved_latency(timed, BASELINE, images, self.spec.latency_seconds / len(batches)))
+        self.progress("Timing", len(batches), len(batches))
+        return {name: tuple(found[name] for found in rounds) for name in timed}
 
 
 def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, OnnxRunner]:

@@ -77,9 +77,10 @@ class SlotDrift:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency:
-    """Time of one image at the native size, in rounds that take turns with FP32 ``model.onnx``.
+    """Time of a batch at the native size, in rounds that take turns with FP32 ``model.onnx``.
 
     Attributes:
+        batch: Images run together.
         median_ms: Median, ms.
         baseline_ms: Median of ``model.onnx``, ms.
         speedup: Median over rounds of baseline over candidate; above 1 is faster.
@@ -87,6 +88,7 @@ class Latency:
         rounds: Number of rounds.
     """
 
+    batch: int
     median_ms: float
     baseline_ms: float
     speedup: float
@@ -111,7 +113,7 @@ class CandidateReport:
         nonfinite: Images whose output held NaN or infinity.
         sweep: Drift at every size.
         slots: Independence of the batch.
-        latency: None when it was not measured.
+        latencies: One image alone, then a batch; empty when they were not measured.
         checks: Gates.
     """
 
@@ -127,7 +129,7 @@ class CandidateReport:
     nonfinite: tuple[str, ...]
     sweep: tuple[SizeDrift, ...]
     slots: SlotDrift
-    latency: Latency | None
+    latencies: tuple[Latency, ...]
     checks: tuple[Check, ...]
 
     @property

@@ -77,7 +77,7 @@ def verdict_lines(report: DriftReport) -> Iterator[str]:
 def best_file(report: DriftReport) -> Path:
     """The file to deploy: the fastest that passed, else the first."""
     passed = [item for item in report.candidates if item.passed] or list(report.candidates)
-    best = max(passed, key=lambda item: item.latency.speedup if item.latency is not None else 0.0)
+    best = max(passed, key=lambda item: item.latencies[0].speedup if item.latencies else 0.0)
     return Path(report.artifact) / best.file
 
 
@@ -104,11 +104,11 @@ def _rows(item: CandidateReport) -> Iterator[tuple[str, str]]:
         f"batches to {max(item.slots.batch_sizes)}",
         "equal" if item.slots.max_abs == 0 else f"within {item.slots.max_abs:.1e}",
     )
-    if item.latency is not None:
-        first, third = item.latency.spread
-        yield "latency, batch 1", f"{item.latency.median_ms:.1f} ms"
-        yield "speed over FP32", "1" if item.name == BASELINE else f"{item.latency.speedup:.2f}x"
-        yield "  quartiles", "-" if item.name == BASELINE else f"{first:.2f}x to {third:.2f}x"
+    for latency in item.latencies:
+        first, third = latency.spread
+        yield f"batch of {latency.batch}", f"{latency.median_ms:.1f} ms"
+        yield f"  speed, batch {latency.batch}", "1" if item.name == BASELINE else f"{latency.speedup:.2f}x"
+        yield f"  quartiles, {latency.batch}", "-" if item.name == BASELINE else f"{first:.2f}x to {third:.2f}x"
     yield "file", f"{item.size_bytes / 2**20:.1f} MiB"
     if item.size_ratio is not None:
         yield "size over FP32", f"{item.size_ratio:.2f}x"

@@ -54,8 +54,8 @@ def test_a_right_file_passes(tiny_artifact: ModelArtifact, spec: VerifySpec) -> 
     assert (1.0, 21) == (candidate.classes.agreement, candidate.classes.labeled)
     assert (16, 16) in [drift.size for drift in candidate.sweep]
     assert (1, 2, 3, 17) == candidate.slots.batch_sizes
-    assert candidate.latency is not None
-    assert candidate.latency.rounds >= 5
+    assert [1, 8] == [latency.batch for latency in candidate.latencies]
+    assert all(latency.rounds >= 5 for latency in candidate.latencies)
     assert {check.name.split(" at ")[0] for check in candidate.checks} == {
         "finite",
         "max abs logits",

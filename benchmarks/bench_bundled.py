@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 from pathlib import Path
@@ -80,13 +81,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 "size_ratio": item.size_ratio,
             }
             rows.append(row)
-    files = (folder / "percentile" / "onnx").glob("*.onnx")
+    files = sorted((folder / "percentile" / "onnx").glob("*.onnx"))
+    size = fp32.preprocessing.size
     return {
         "machine": {"processor": _processor(), "python": platform.python_version()},
         "calibration_images": min(arguments.images, len(images)),
         "static": arguments.static,
         "rows": rows,
-        "speed_over_fp32": speeds({file.stem: OnnxRunner(file) for file in files}, fp32.preprocessing.size),
+        "speed_over_fp32": {
+            words: speeds({file.stem: OnnxRunner(file, threads=threads) for file in files}, size)
+            for words, threads in (("1 thread", 1), (f"{os.cpu_count()} threads", None))
+        },
     }
 
 
@@ -125,9 +130,11 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['form']} | {row['top1']:.2%} | {row['lost_points']:.2f} ({low:.2f} to {high:.2f}) | {row['agreement']:.2%} "
             f"| {row['flips']} | {row['cosine']:.5f} | {row['sqnr_db']:.1f} | {row['size_ratio']:.2f} |"
         )
-    lines += ["", "| batch | form | speed over FP32 ONNX (quartiles) |", "|---|---|---|"]
-    for batch, forms in result["speed_over_fp32"].items():
-        lines += [f"| {batch} | {name} | {mid:.2f} ({low:.2f} to {high:.2f}) |" for name, (low, mid, high) in forms.items()]
+    lines += ["", "| threads | batch | form | speed over FP32 ONNX (quartiles) |", "|---|---|---|---|"]
+    for threads, batches in result["speed_over_fp32"].items():
+        for batch, forms in batches.items():
+            for name, (low, middle, high) in forms.items():
+                lines.append(f"| {threads} | {batch} | {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
     return "\n".join(lines)
 
 

@@ -27,6 +27,9 @@ LEVELS = 127
 
 CPU_DOMAIN = "com.microsoft"
 
+MOVES = ("Gather", "Pad", "Reshape")
+"""Operators of an exported graph that move values, which come first, by what comes second."""
+
 
 def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int8") -> ir.Model:
     """Quantize the Gemms named in ``amax`` in place.
@@ -120,15 +123,41 @@ def _integer_product(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32])
     values, weight_scale = quantize_weight(_array(node.inputs[1], name), name)
     activation = _initializers(graph, f"{name}.input", {"scale": scale, "zero_point": np.asarray(128, np.uint8)})
     stored = _initializers(graph, f"{name}.weight", {"int8": values.T, "scale": weight_scale})
-    quantized = ir.node("QuantizeLinear", [node.inputs[0], *activation], name=f"{name}.input.quantize")
-    quantized.outputs[0].name = quantized.name
-    inputs: list[ir.Value | None] = [quantized.outputs[0], stored[0], activation[0], stored[1], activation[1]]
+    moved = _quantize_before_moves(graph, node, activation, name)
+    inputs: list[ir.Value | None] = [moved, stored[0], activation[0], stored[1], activation[1]]
     if len(node.inputs) > 2:
         inputs += [None, node.inputs[2]]
     product = ir.node("MatMulIntegerToFloat", inputs, domain=CPU_DOMAIN, name=name)
     _take_place(node.outputs[0], product.outputs[0])
-    graph.insert_before(node, [quantized, product])
+    graph.insert_before(node, product)
     graph.remove(node, safe=True)
+
+
+def _quantize_before_moves(graph: ir.Graph, node: ir.Node, activation: list[ir.Value], name: str) -> ir.Value | None:
+    """Quantize what enters ``node`` before its values are only moved about, so that bytes move instead of floats.
+
+    Padding zeros then become the zero point, which is what zero quantizes to.
+    """
+    moves: list[ir.Node] = []
+    value = node.inputs[0]
+    while value is not None and len(value.uses()) == 1:
+        producer = value.producer()
+        if producer is None or producer.op_type not in MOVES or len(producer.inputs) != 2:
+            break
+        moves.append(producer)
+        value = producer.inputs[0]
+    quantized = ir.node("QuantizeLinear", [value, *activation], name=f"{name}.input.quantize")
+    quantized.outputs[0].name = quantized.name
+    graph.insert_before(moves[-1] if moves else node, quantized)
+    if not moves:
+        return quantized.outputs[0]
+    moves[-1].replace_input_with(0, quantized.outputs[0])
+    for move in moves:
+        move.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+        if move.op_type == "Pad":
+            move.resize_inputs(3)
+            move.replace_input_with(2, activation[1])
+    return node.inputs[0]
 
 
 def _initializers(graph: ir.Graph, prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> list[ir.Value]:

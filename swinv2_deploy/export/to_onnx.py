@@ -17,11 +17,8 @@ from swinv2_deploy.errors import ExportError
 from swinv2_deploy.export.check import check_graph
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
-from swinv2_deploy.modeling.io import WEIGHTS, write_model_files
+from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, write_model_files
 from swinv2_deploy.modeling.source import Source
-
-SMALLEST_OUTSIDE = 1024
-"""Bytes below which a tensor stays in the graph file: ONNX Runtime refuses constants of shapes that lie outside."""
 
 LARGEST_INLINE = 1_900_000_000
 """Bytes of weights that still fit into one protobuf file; beyond, they go into ``model.onnx.data`` beside it."""

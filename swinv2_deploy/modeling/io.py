@@ -24,6 +24,9 @@ from swinv2_deploy.errors import ArtifactError
 
 WEIGHTS = "model.safetensors"
 
+SMALLEST_OUTSIDE = 1024
+"""Bytes below which a tensor stays in an ONNX file whose weights lie outside: ONNX Runtime refuses constants of shapes there."""
+
 
 def load_model(artifact: ModelArtifact) -> SwinV2:
     """The reference model with the artifact's weights, in evaluation mode; hashes are checked first.

@@ -24,15 +24,13 @@ from calibration.table import CalibrationTable
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy.artifacts import GROWING, LINEAGE, Lineage, ModelArtifact, read_artifact, write_artifact
 from swinv2_deploy.errors import ArtifactError, QuantizeError
-from swinv2_deploy.modeling.io import WEIGHTS, load_model
+from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 
 TABLE = "calibration_table.json"
-SMALLEST_OUTSIDE = 1024
-"""Bytes below which a tensor stays in the graph file: ONNX Runtime refuses constants of shapes that lie outside."""
 MOST_IMAGES = 512
 """Calibration images when none are asked for; ranges do not move beyond some hundred."""
 WORTH_KEEPING = 1.03

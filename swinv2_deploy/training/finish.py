@@ -41,15 +41,16 @@ def finish(
     Raises:
         ArtifactError: When the folder cannot be written.
     """
+    manifest = images.manifest()
     lineage = Lineage(
         stage="train",
         spec=spec.to_dict(),
-        weights=WeightsOrigin(kind="trained", source=start.description, sha256=images.manifest().sha256),
+        weights=WeightsOrigin(kind="trained", source=start.description, sha256=manifest.sha256),
         parent=start.parent,
         seed=spec.seed,
     )
     with write_artifact(path, lineage, force=force) as folder:
         write_model_files(folder, result.model, start.preprocessing)
         write_json(folder / "history.json", result.history)
-        write_json(folder / MANIFEST, {"files": dict(images.manifest().files)})
+        write_json(folder / MANIFEST, {"files": dict(manifest.files)})
     return read_artifact(path)

@@ -1,9 +1,11 @@
 """Write Q/DQ pairs into an exported graph: the scales of a calibration table become explicit quantization.
 
 The pattern, one for every runtime: each site's activation passes one QuantizeLinear and one DequantizeLinear that only its Gemm
-reads; the weight is stored as INT8 with a scale an output channel; the bias stays in float and is added behind the Gemm. Inside
-the Gemm it would have to be INT32 for ONNX Runtime to use integers, and TensorRT reads no INT32 there.
-ONNX Runtime turns that into integer kernels when it loads the file, TensorRT into INT8 GEMMs.
+reads; the weight (in, out) is stored as INT8 with a scale an output channel; the bias stays in float, behind the product. Inside
+a Gemm it would have to be INT32 for ONNX Runtime to use integers, and TensorRT reads no INT32 there.
+The bias is written as the subtraction of its negative, the same number bit for bit: ONNX Runtime joins an addition with the
+MatMul to a Gemm before it looks for integers, and then multiplies in float.
+ONNX Runtime turns MatMul into its fastest integer kernel when it loads the file, TensorRT into INT8 GEMMs.
 
 The ``uint8`` flavor is for ONNX Runtime on a CPU alone: the same scales and weights, written as the operator whose kernel is
 fastest there, with the bias left in float.
@@ -79,36 +81,27 @@ def quantize_weight(weight: NDArray[np.float32], name: str) -> tuple[NDArray[np.
 
 
 def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -> None:
-    """Put Q/DQ pairs before a Gemm."""
+    """Replace a Gemm by a MatMul behind Q/DQ pairs."""
     name = str(node.name)
     values, weight_scale = quantize_weight(_array(node.inputs[1], name), name)
     activation = _initializers(graph, f"{name}.input", {"scale": scale, "zero_point": np.asarray(0, np.int8)})
     stored = _initializers(
-        graph, f"{name}.weight", {"int8": values, "scale": weight_scale, "zero_point": np.zeros(len(values), np.int8)}
+        graph, f"{name}.weight", {"int8": values.T, "scale": weight_scale, "zero_point": np.zeros(len(values), np.int8)}
     )
-    new = [ir.node("QuantizeLinear", [node.inputs[0], *activation], name=f"{name}.input.quantize")]
-    new.append(ir.node("DequantizeLinear", [new[0].outputs[0], *activation], name=f"{name}.input.dequantize"))
-    new.append(ir.node("DequantizeLinear", stored, {"axis": 0}, name=f"{name}.weight.dequantize"))
-    node.replace_input_with(0, new[1].outputs[0])
-    node.replace_input_with(1, new[2].outputs[0])
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    quantized = ir.node("QuantizeLinear", [node.inputs[0], *activation], name=f"{name}.input.quantize")
+    dequantized = ir.node("DequantizeLinear", [quantized.outputs[0], *activation], name=f"{name}.input.dequantize")
+    weight = ir.node("DequantizeLinear", stored, {"axis": 1}, name=f"{name}.weight.dequantize")
+    product = ir.node("MatMul", [dequantized.outputs[0], weight.outputs[0]], name=name)
+    new = [quantized, dequantized, weight, product]
     for made in new:
         made.outputs[0].name = made.name
+    if len(node.inputs) > 2:
+        [bias] = _initializers(graph, f"{name}.bias", {"negative": -_array(node.inputs[2], name)})
+        new.append(ir.node("Sub", [product.outputs[0], bias], name=f"{name}.add_bias"))
+        product.outputs[0].name = f"{name}.product"
+    _take_place(node.outputs[0], new[-1].outputs[0])
     graph.insert_before(node, new)
-    if bias is not None:
-        node.resize_inputs(2)
-        _add_behind(graph, node, name, _array(bias, name))
-
-
-def _add_behind(graph: ir.Graph, node: ir.Node, name: str, bias: NDArray[np.float32]) -> None:
-    """Add a bias to the output of a Gemm."""
-    # As a row: ONNX Runtime joins a vector with the Gelu that follows, to an operator slower than the two.
-    [row] = _initializers(graph, f"{name}.bias", {"row": bias[None]})
-    add = ir.node("Add", [None, row], name=f"{name}.add_bias")
-    _take_place(node.outputs[0], add.outputs[0])
-    node.outputs[0].name = f"{name}.product"
-    add.replace_input_with(0, node.outputs[0])
-    graph.insert_after(node, add)
+    graph.remove(node, safe=True)
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:

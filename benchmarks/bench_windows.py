@@ -45,7 +45,6 @@ RECTANGLES = ((270, 480), (288, 416), (360, 640), (384, 576), (480, 640), (600, 
 SIZES = sorted([*((side, side) for side in SQUARES), *RECTANGLES], key=lambda size: (size[0] * size[1], size))
 REACHES = (0.125, 0.25, 0.375, 0.5)
 ACCURACY_SIDES = (112, 128, 144, 160, 176, 208)
-ACCURACY_REACHES = (0.125, 0.25, 0.5)
 BATCH = 31
 
 
@@ -114,30 +113,27 @@ def accuracy(images: ImageFolder) -> list[dict[str, Any]]:
         preprocessing = source.preprocessing.resized_to(side, side)
         batch = np.stack([preprocessing(picture) for picture in pictures])
         fixed = logits(source, "fixed", batch)
-        for reach in ACCURACY_REACHES:
-            with reaching(reach):
-                adaptive = logits(source, "adaptive", batch)
-                savings = window_savings(source.model.config, [(side, side)])
-            right, kept = fixed.argmax(1) == labels, adaptive.argmax(1) == labels
-            counts = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
-            paired = Paired(*(int(count.sum()) for count in counts))
-            rows.append(
-                {
-                    "size_px": side,
-                    "reach": reach,
-                    "images": len(labels),
-                    "top1_fixed": float(right.mean()),
-                    "top1_adaptive": float(kept.mean()),
-                    "lost_points": 100 * paired.drop,
-                    "lost_points_95": [100 * bound for bound in paired.drop_interval],
-                    "agreement": float((fixed.argmax(1) == adaptive.argmax(1)).mean()),
-                    "cosine": float((fixed * adaptive).sum() / np.linalg.norm(fixed) / np.linalg.norm(adaptive)),
-                    "max_abs": float(np.abs(fixed - adaptive).max()),
-                    "padding_fixed": savings.fixed_padding,
-                    "padding_adaptive": savings.adaptive_padding,
-                    "saved": savings.saved,
-                }
-            )
+        adaptive = logits(source, "adaptive", batch)
+        savings = window_savings(source.model.config, [(side, side)])
+        right, kept = fixed.argmax(1) == labels, adaptive.argmax(1) == labels
+        counts = (right & kept, right & ~kept, ~right & kept, ~right & ~kept)
+        paired = Paired(*(int(count.sum()) for count in counts))
+        rows.append(
+            {
+                "size_px": side,
+                "images": len(labels),
+                "top1_fixed": float(right.mean()),
+                "top1_adaptive": float(kept.mean()),
+                "lost_points": 100 * paired.drop,
+                "lost_points_95": [100 * bound for bound in paired.drop_interval],
+                "agreement": float((fixed.argmax(1) == adaptive.argmax(1)).mean()),
+                "cosine": float((fixed * adaptive).sum() / np.linalg.norm(fixed) / np.linalg.norm(adaptive)),
+                "max_abs": float(np.abs(fixed - adaptive).max()),
+                "padding_fixed": savings.fixed_padding,
+                "padding_adaptive": savings.adaptive_padding,
+                "saved": savings.saved,
+            }
+        )
     return rows
 
 
@@ -162,13 +158,13 @@ def tables(result: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        "| size | within | top-1 fixed | top-1 adaptive | points lost (95 %) | agreement | cosine | padding | FLOPs saved |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| size | top-1 fixed | top-1 adaptive | points lost (95 %) | agreement | cosine | padding | FLOPs saved |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["accuracy"]:
         low, high = row["lost_points_95"]
         lines.append(
-            f"| {row['size_px']} px | {row['reach']:.1%} | {row['top1_fixed']:.2%} | {row['top1_adaptive']:.2%} "
+            f"| {row['size_px']} px | {row['top1_fixed']:.2%} | {row['top1_adaptive']:.2%} "
             f"| {row['lost_points']:.2f} ({low:.2f} to {high:.2f}) | {row['agreement']:.2%} | {row['cosine']:.4f} "
             f"| {row['padding_fixed']:.1%} -> {row['padding_adaptive']:.1%} | {row['saved']:.1%} |"
         )

@@ -26,15 +26,17 @@ class WindowAttention(nn.Module):
         dim: Channels C.
         num_heads: Heads k, possibly fewer than trained after pruning.
         head_dim: Channels d of a head.
-        pretrained_window_size: Window that normalizes the position bias; 0 means the window in use.
+        pretrained_window: Window that normalizes the position bias; None means the window in use.
         qkv_bias: Whether query and value have a bias. Key has none.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, head_dim: int, pretrained_window_size: int, qkv_bias: bool) -> None:
+    def __init__(
+        self, *, dim: int, num_heads: int, head_dim: int, pretrained_window: tuple[int, int] | None, qkv_bias: bool
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_dim
-        self.pretrained_window_size = pretrained_window_size
+        self.pretrained_window = pretrained_window
         width = num_heads * head_dim
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
         self.cpb_mlp = PositionBias(num_heads)
@@ -66,7 +68,7 @@ class WindowAttention(nn.Module):
             precise = torch.promote_types(q.dtype, torch.float32)
             q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
             logits = q @ k.transpose(-2, -1) * scale
-            logits = logits + self.cpb_mlp(window, self.pretrained_window_size)
+            logits = logits + self.cpb_mlp(window, self.pretrained_window)
             if mask is not None:
                 windows = mask.shape[0]
                 logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]

@@ -14,7 +14,11 @@ from typing import Any, Literal
 
 Task = Literal["classification", "encoder", "backbone"]
 
+WindowPolicy = Literal["fixed", "adaptive"]
+
 TASKS: tuple[Task, ...] = ("backbone", "classification", "encoder")
+
+WINDOW_POLICIES: tuple[WindowPolicy, ...] = ("fixed", "adaptive")
 
 NORMS = ("norm1", "norm2")
 
@@ -38,7 +42,9 @@ class SwinV2Config:
         head_dims: Channels of one head, one number a stage.
         mlp_hidden: MLP hidden units of every block, one tuple a stage. Uneven after pruning.
         window_size: Side in tokens of the attention window; it shrinks where the map is smaller.
-        pretrained_window_sizes: Window that normalizes the position-bias coordinates, one a stage; 0 means the window in use.
+        window_policy: ``fixed`` keeps that window at every size; ``adaptive`` takes one nearby that needs less padding.
+        pretrained_window_sizes: Window that normalizes the position-bias coordinates, one a stage; 0 means the window in use,
+            or with adaptive windows the one that was in use at ``image_size``.
         qkv_bias: Whether query and value have a bias (key never has one).
         use_absolute_embeddings: Whether a learned absolute position embedding is added to the patches.
         patch_norm: Whether the patch embedding ends in a LayerNorm.
@@ -61,6 +67,7 @@ class SwinV2Config:
     head_dims: tuple[int, ...]
     mlp_hidden: tuple[tuple[int, ...], ...]
     window_size: int
+    window_policy: WindowPolicy = "fixed"
     pretrained_window_sizes: tuple[int, ...]
     qkv_bias: bool = True
     use_absolute_embeddings: bool = False
@@ -173,6 +180,8 @@ def _validate(config: SwinV2Config) -> None:
         raise ConfigError(f"image_size is {config.image_size}; expected (height, width) in px.")
     if config.task not in TASKS:
         raise ConfigError(f"task is {config.task!r}; expected one of {list(TASKS)}.")
+    if config.window_policy not in WINDOW_POLICIES:
+        raise ConfigError(f"window_policy is {config.window_policy!r}; expected one of {list(WINDOW_POLICIES)}.")
     if config.task == "classification" and config.num_classes < 1:
         raise ConfigError(f"A classifier needs num_classes >= 1, got {config.num_classes}; for features use task 'encoder'.")
     if config.labels and len(config.labels) != config.num_classes:

@@ -179,7 +179,7 @@ def _same_windows(config: SwinV2Config) -> bool:
     """Whether transformers cuts a map of ``config.image_size`` as our window plan does."""
     height, width = config.image_size
     for stage, maps in enumerate(stage_maps(height, width, config.patch_size, config.num_stages)):
-        plan = plan_windows(*maps, config.window_size, shifted=True)
+        plan = plan_windows(*maps, config.window_size, shifted=True, policy=config.window_policy)
         frozen = height // config.patch_size // 2**stage
         window = min(frozen, config.window_size)
         shift = config.window_size // 2 if frozen > window else 0

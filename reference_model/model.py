@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reference_model.attention import WindowAttention
 from reference_model.config import ConfigError, SwinV2Config
-from reference_model.windows import pad_map, plan_windows, shift_mask, window_partition, window_reverse
+from reference_model.windows import bias_window, pad_map, plan_windows, shift_mask, window_partition, window_reverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +149,13 @@ class Block(nn.Module):
         super().__init__()
         dim = config.stage_dim(stage)
         self.window_size = config.window_size
+        self.window_policy = config.window_policy
         self.shifted = block % 2 == 1
         self.attn = WindowAttention(
             dim=dim,
             num_heads=config.num_heads[stage][block],
             head_dim=config.head_dims[stage],
-            pretrained_window_size=config.pretrained_window_sizes[stage],
+            pretrained_window=bias_window(config, stage),
             qkv_bias=config.qkv_bias,
         )
         self.norm1 = _block_norm(config, stage, block, "norm1")
@@ -174,7 +175,7 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """Pad, shift, cut into windows, attend, and undo: (B, H, W, C) to (B, H, W, C)."""
         _, height, width, _ = x.shape
-        plan = plan_windows(height, width, self.window_size, shifted=self.shifted)
+        plan = plan_windows(height, width, self.window_size, shifted=self.shifted, policy=self.window_policy)
         x = pad_map(x, plan)
         if plan.shift != (0, 0):
             x = torch.roll(x, (-plan.height.shift, -plan.width.shift), dims=(1, 2))

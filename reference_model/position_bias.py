@@ -56,24 +56,23 @@ class PositionBias(nn.Sequential):
     def __init__(self, num_heads: int) -> None:
         super().__init__(nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, num_heads, bias=False))
 
-    def bias_table(self, window: tuple[int, int], pretrained_window_size: int) -> Tensor:
+    def bias_table(self, window: tuple[int, int], pretrained: tuple[int, int] | None) -> Tensor:
         """Bias of every relative position and head: (T, n), in (0, 16).
 
         Args:
             window: Window in use, in tokens.
-            pretrained_window_size: Window that normalizes the coordinates; 0 means the window in use.
+            pretrained: Window that normalizes the coordinates; None means the window in use.
         """
-        pretrained = (pretrained_window_size,) * 2 if pretrained_window_size > 0 else window
         parameter = next(self.parameters())
-        coords = relative_coords_table(window, (pretrained[0], pretrained[1])).to(parameter.device, parameter.dtype)
+        coords = relative_coords_table(window, pretrained or window).to(parameter.device, parameter.dtype)
         hidden, activation, out = self
         table: Tensor = BIAS_LIMIT * torch.sigmoid(out(activation(hidden(coords))))
         return table
 
     def forward(  # type: ignore[override]  # takes a window, not a tensor
-        self, window: tuple[int, int], pretrained_window_size: int
+        self, window: tuple[int, int], pretrained: tuple[int, int] | None
     ) -> Tensor:
         """Bias added to the attention logits of a window: (n, N, N)."""
-        table = self.bias_table(window, pretrained_window_size)
+        table = self.bias_table(window, pretrained)
         index = relative_position_index(window).to(table.device)
         return table[index].permute(2, 0, 1)

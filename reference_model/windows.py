@@ -4,6 +4,9 @@ The rule, for each stage and each axis alone: the window is ``min(window_size, m
 axis that has one window only; the map is zero-padded at the bottom and right to a multiple of the window, *before* it is rolled;
 the regions that may attend to each other are computed on the padded map.
 
+The policy ``adaptive`` replaces ``window_size`` by the window near it that needs least padding. The position bias is a function
+of the distance in tokens, so other windows than the trained one have one too; see :func:`bias_window`.
+
 Shape letters: B batch, H W map height and width in tokens, P Q the padded H and W, h w window height and width, N = h*w tokens of
 a window, n number of windows, C channels.
 
@@ -13,6 +16,8 @@ huggingface/transformers models/swinv2/modeling_swinv2.py (5.23) for the padding
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,8 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference_model.config import SwinV2Config, WindowPolicy
+
 MASKED = -100.0
 """Added to the attention logits of pairs from different regions (value of the published code)."""
+
+NEARBY = 0.25
+"""An adaptive window differs from the trained one by at most this share of it; docs/methods/adaptive-windows.md says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +77,7 @@ class WindowPlan:
         return (self.height.padded - self.height.size, self.width.padded - self.width.size)
 
 
-def plan_axis(size: int, window_size: int, *, shifted: bool) -> AxisPlan:
+def plan_axis(size: int, window_size: int, *, shifted: bool, policy: WindowPolicy = "fixed") -> AxisPlan:
     """Plan of one axis of ``size`` tokens.
 
     Raises:
@@ -75,14 +85,44 @@ def plan_axis(size: int, window_size: int, *, shifted: bool) -> AxisPlan:
     """
     if size < 1 or window_size < 1:
         raise ValueError(f"A map of {size} tokens with windows of {window_size} has no plan; both must be at least 1.")
-    window = min(window_size, size)
-    shift = window_size // 2 if shifted and size > window_size else 0
+    wanted = window_size if policy == "fixed" else least_padding(size, nearby_windows(window_size))
+    window = min(wanted, size)
+    shift = window // 2 if shifted and size > window else 0
     return AxisPlan(size=size, window=window, shift=shift, padded=-(-size // window) * window)
 
 
-def plan_windows(height: int, width: int, window_size: int, *, shifted: bool) -> WindowPlan:
+def plan_windows(height: int, width: int, window_size: int, *, shifted: bool, policy: WindowPolicy = "fixed") -> WindowPlan:
     """Plan of a map of ``height`` by ``width`` tokens; ``shifted`` for every second block."""
-    return WindowPlan(plan_axis(height, window_size, shifted=shifted), plan_axis(width, window_size, shifted=shifted))
+    return WindowPlan(
+        plan_axis(height, window_size, shifted=shifted, policy=policy),
+        plan_axis(width, window_size, shifted=shifted, policy=policy),
+    )
+
+
+def nearby_windows(window_size: int, reach: float = NEARBY) -> tuple[int, ...]:
+    """Windows within ``reach`` of the trained one, in order of preference: itself, then the nearest, of two the larger first."""
+    windows = range(max(1, math.ceil((1 - reach) * window_size)), math.floor((1 + reach) * window_size) + 1)
+    return tuple(sorted(windows, key=lambda window: (abs(window - window_size), -window)))
+
+
+def least_padding(size: int, windows: Sequence[int]) -> int:
+    """The window of ``windows`` that pads ``size`` tokens least; the first of several."""
+    return min(windows, key=lambda window: -size % window)
+
+
+def bias_window(config: SwinV2Config, stage: int) -> tuple[int, int] | None:
+    """Window (height, width) that normalizes the position-bias coordinates of a stage; None means the window in use.
+
+    Normalized by the window in use, another window would change the bias of every distance. So an adaptive window keeps the
+    normalization of the window that the stage was trained with.
+    """
+    size = config.pretrained_window_sizes[stage]
+    if size > 0:
+        return (size, size)
+    if config.window_policy == "fixed":
+        return None
+    height, width = stage_maps(*config.image_size, config.patch_size, config.num_stages)[stage]
+    return (min(config.window_size, height), min(config.window_size, width))
 
 
 def stage_maps(height: int, width: int, patch_size: int, num_stages: int) -> tuple[tuple[int, int], ...]:

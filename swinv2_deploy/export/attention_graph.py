@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from reference_model.attention import MAX_LOGIT_SCALE
 from reference_model.config import SwinV2Config
 from reference_model.position_bias import BIAS_LIMIT, CPB_HIDDEN, relative_coords_table
+from reference_model.windows import bias_window
 from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.window_graph import StageWindows
 
@@ -54,7 +55,7 @@ class StageAttention:
         self.dim = config.stage_dim(stage)
         self.heads = config.num_heads[stage]
         self.head_dim = config.head_dims[stage]
-        self.pretrained = config.pretrained_window_sizes[stage]
+        self.pretrained = bias_window(config, stage)
         self.has_bias = config.qkv_bias
         self.biases = self._position_biases()
 
@@ -118,8 +119,7 @@ class StageAttention:
 
     def _tables(self, window: tuple[int, int]) -> list[Array]:
         """(k, T) of every block, in float64 until the end so that folding adds no error of its own."""
-        pretrained = (self.pretrained, self.pretrained) if self.pretrained else window
-        coords = relative_coords_table(window, pretrained).numpy().astype(np.float64)
+        coords = relative_coords_table(window, self.pretrained or window).numpy().astype(np.float64)
         tables = []
         for block in range(len(self.heads)):
             first, bias, second = (array.astype(np.float64) for array in self._mlp(block))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
-from reference_model.config import SwinV2Config
+from reference_model.config import WINDOW_POLICIES, SwinV2Config, WindowPolicy
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import SpecError
 
@@ -15,6 +15,10 @@ LARGEST_OVER_NATIVE = 4
 
 SMALLEST = 32
 """The default range begins here, in px."""
+
+
+SAMPLED_SIDES = 32
+"""Heights, and widths, among which the mean over a range is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,16 +30,20 @@ class ExportSpec:
         static: Whether the graph takes that one size only (any batch).
         smallest: Smallest (height, width) in px; None means 32 px. Raising it to where no window shrinks folds the position bias.
         largest: Largest (height, width) in px; None means four times ``resolution``.
+        window_policy: ``fixed`` or ``adaptive`` windows; None keeps what the model has.
     """
 
     resolution: tuple[int, int] | None = None
     static: bool = False
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    window_policy: WindowPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.static and (self.smallest or self.largest):
             raise SpecError("A static graph has one size; leave out --min-res and --max-res, or --static.")
+        if self.window_policy is not None and self.window_policy not in WINDOW_POLICIES:
+            raise SpecError(f"--window-policy is {self.window_policy!r}; expected one of {', '.join(WINDOW_POLICIES)}.")
 
     def resolutions(self, config: SwinV2Config) -> ResolutionRange:
         """The range of sizes for a model.
@@ -55,6 +63,15 @@ class ExportSpec:
             )
         return ResolutionRange(min=low, opt=native, max=high)
 
+    def sample_sizes(self, config: SwinV2Config) -> list[tuple[int, int]]:
+        """Sizes that stand for the range: every pair of a few evenly spaced heights and widths in px."""
+        found = self.resolutions(config)
+        rows, columns = (
+            sorted({low + (high - low) * step // (SAMPLED_SIDES - 1) for step in range(SAMPLED_SIDES)})
+            for low, high in zip(found.min, found.max, strict=True)
+        )
+        return [(height, width) for height in rows for width in columns]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
@@ -70,3 +87,8 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) == 0 or (match[2] is not None and int(match[2]) == 0):
         raise SpecError(f"{text!r} is not a size; expected for example 384 or 384x512 (height x width, in px).")
     return (int(match[1]), int(match[2] or match[1]))
+
+
+def as_window_policy(text: str | None) -> WindowPolicy | None:
+    """The option's text as a policy; :class:`ExportSpec` checks it."""
+    return cast("WindowPolicy | None", text)

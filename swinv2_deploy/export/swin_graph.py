@@ -114,7 +114,8 @@ class SwinGraph:
     def _stage(self, stage: int, x: ir.Value, size: MapSize) -> tuple[ir.Value, ir.Value, MapSize]:
         """The stage's tokens, those after patch merging, and the merged size."""
         graph, config = self.graph, self.config
-        windows = StageWindows(graph, size, config.window_size, scope=f"layers.{stage}.windows")
+        scope = f"layers.{stage}.windows"
+        windows = StageWindows(graph, size, config.window_size, scope, config.window_policy)
         attention = StageAttention(graph, config, self.weights, stage, windows, self.batch)
         with graph.scope(f"layers.{stage}"):
             for block in range(config.depths[stage]):

@@ -38,6 +38,8 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
         ExportError: When the graph is wrong or the file cannot be made.
         ArtifactError: When the folder cannot be written.
     """
+    if spec.window_policy is not None:
+        source = source.with_window_policy(spec.window_policy)
     model = source.model
     resolutions = spec.resolutions(model.config)
     asked = spec.resolution is not None and source.preprocessing.size != resolutions.opt

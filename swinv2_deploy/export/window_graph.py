@@ -10,13 +10,16 @@ Shape letters: H W map in tokens, h w window, P Q padded map, p q windows along 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
 
+from reference_model.config import WindowPolicy
 from reference_model.position_bias import relative_position_index
-from reference_model.windows import MASKED
+from reference_model.windows import MASKED, AxisPlan, nearby_windows, plan_axis
 from swinv2_deploy.export.graph import GraphBuilder
 
 
@@ -52,22 +55,32 @@ class StageWindows:
     Args:
         graph: Graph to write into.
         size: Map of the stage.
-        window_size: Largest window.
+        window_size: Window that the config asks for.
         scope: Prefix of the names.
+        policy: Whether that window is kept or one nearby is chosen for each size.
     """
 
-    def __init__(self, graph: GraphBuilder, size: MapSize, window_size: int, scope: str) -> None:
+    def __init__(
+        self, graph: GraphBuilder, size: MapSize, window_size: int, scope: str, policy: WindowPolicy = "fixed"
+    ) -> None:
         self.graph = graph
         self.size = size
-        self.window_size = window_size
         self.scope = scope
-        self.fixed_window = self._fixed_window()
-        self.may_pad = size.known is None or any(side > window_size and side % window_size for side in size.known)
-        self.ever_shifts = max(size.largest) > window_size
+        self.policy = policy
+        self.plans = [
+            [plan_axis(side, window_size, shifted=True, policy=policy) for side in range(low, high + 1)]
+            for low, high in zip(size.smallest, size.largest, strict=True)
+        ]
+        self.window_size = window_size if policy == "fixed" else max(plan.window for plan in chain(*self.plans))
+        """The largest window there can be, which tables and constant padding must reach."""
+        self.fixed_window = self._only(lambda plan: plan.window)
+        self.may_pad = size.known is None or any(plan.padded > plan.size for plan in chain(*self.plans))
+        self.ever_shifts = any(plan.shift for plan in chain(*self.plans))
         with graph.root_scope(scope):
             limit = graph.ints(window_size, window_size)
             if self.fixed_window is None:
-                self.window = graph.op("Min", size.value, limit, name="window")
+                wanted = limit if policy == "fixed" else self._nearby(window_size)
+                self.window = graph.op("Min", size.value, wanted, name="window")
             else:
                 self.window = graph.ints(*self.fixed_window)
             reach = graph.op(
@@ -158,18 +171,36 @@ class StageWindows:
         """Whether patch merging can meet an odd side."""
         return self.size.known is None or any(side % 2 for side in self.size.known)
 
-    def _fixed_window(self) -> tuple[int, int] | None:
-        """The window where it is the same at every size of the range."""
-        low, high = ([min(side, self.window_size) for side in sides] for sides in (self.size.smallest, self.size.largest))
-        return (low[0], low[1]) if low == high else None
+    def _only(self, fact: Callable[[AxisPlan], int]) -> tuple[int, int] | None:
+        """A number of the plan, for height and width, where it is the same at every size of the range."""
+        rows, columns = ({fact(plan) for plan in plans} for plans in self.plans)
+        return (rows.pop(), columns.pop()) if len(rows) == len(columns) == 1 else None
+
+    def _nearby(self, window_size: int) -> ir.Value:
+        """For height and width, the window near the given one that pads least; the preferred one of several.
+
+        Padding and rank in the order of preference make one number, whose smallest value tells the window: integers only, in
+        operators that TensorRT can compute for shapes.
+        """
+        graph, windows = self.graph, nearby_windows(window_size)
+        choices, count = graph.ints(*windows), graph.ints(len(windows))
+        sides = graph.reshape(self.size.value, 2, 1, name="sides")
+        reach = graph.op("Add", sides, graph.ints(*(window - 1 for window in windows)), name="reach_of_choices")
+        padded = graph.op("Mul", graph.op("Div", reach, choices, name="count_of_choices"), choices, name="padded_by_choices")
+        padding = graph.op("Mul", graph.op("Sub", padded, sides, name="padding_of_choices"), count, name="padding_first")
+        ranked = graph.op("Add", padding, graph.ints(*range(len(windows))), name="then_preference")
+        best = graph.op("ReduceMin", ranked, graph.ints(1), keepdims=0, name="least_padding")
+        return graph.op("Gather", choices, graph.op("Mod", best, count, name="choice"), name="nearby_window")
 
     def _shift(self) -> ir.Value:
         """Tokens the map is rolled by along each axis."""
         graph, size = self.graph, self.window_size
-        sides = zip(self.size.smallest, self.size.largest, strict=True)
-        known = [size // 2 if low > size else 0 for low, high in sides if (low > size) == (high > size)]
-        if len(known) == 2:
+        known = self._only(lambda plan: plan.shift)
+        if known is not None:
             return graph.ints(*known)
+        if self.policy == "adaptive":
+            several = graph.op("Min", graph.op("Sub", self.count, graph.ints(1, 1), name="count_less_1"), graph.ints(1, 1))
+            return graph.op("Mul", graph.op("Div", self.window, graph.ints(2, 2), name="half"), several, name="shift")
         larger = graph.op("Greater", self.size.value, graph.ints(size, size), name="several_windows")
         return graph.op("Where", larger, graph.ints(size // 2), graph.ints(0), name="shift")
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from reference_model.checkpoint import CheckpointError, load_weights, model_from_weights
 from reference_model.checkpoint_files import read_json
-from reference_model.config import SwinV2Config, Task
+from reference_model.config import SwinV2Config, Task, WindowPolicy
 from reference_model.model import Block, SwinV2, build_model, initialize
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import VARIANTS, Variant, find_variant
@@ -57,6 +57,15 @@ class Source:
     seed: int | None = None
     notes: tuple[str, ...] = ()
     artifact: ModelArtifact | None = None
+
+    def with_window_policy(self, policy: WindowPolicy) -> Source:
+        """The same weights in a model that cuts its maps by this policy; weights are shared, not copied."""
+        if policy == self.model.config.window_policy:
+            return self
+        with torch.device("meta"):
+            model = build_model(replace(self.model.config, window_policy=policy))
+        model.load_state_dict(self.model.state_dict(), assign=True)
+        return replace(self, model=model.eval())
 
     def copy_evidence(self, folder: Path) -> None:
         """Copy the record of images already seen into an artifact that is being made."""

@@ -139,6 +139,30 @@ def test_the_name_says_what_is_special(run: Run, bundled: ModelArtifact, fresh_f
     assert sorted(os.listdir(fresh_folder / "artifacts")) == ["tiny", "tiny-backbone", "tiny-encoder", "tiny-static"]
 
 
+def test_adaptive_windows_say_what_they_save(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
+    """At the main size and over the range, in words and in JSON; fixed windows say nothing."""
+    options = ("--input-size", "36", "--max-res", "72", "--dry-run")
+    told = run("export", "--window-policy", "adaptive", *options)
+    assert told.exit_code == 0, told.output
+    assert "Where the window differs, the function does" in told.stdout
+    assert "adaptive windows, 36x36 px: padding " in told.stdout
+    assert "of 1024 sizes of the range" in told.stdout
+    content = json.loads(run("export", "--window-policy", "adaptive", "--json", *options).stdout)
+    assert content["artifact"] == "artifacts/tiny-adaptive"
+    assert content["window_policy"] == "adaptive"
+    for part in ("main_size", "range"):
+        savings = content["window_savings"][part]
+        assert 0 <= savings["adaptive_padding"] < savings["fixed_padding"]
+        assert savings["saved"] > 0
+    static = json.loads(
+        run("export", "--window-policy", "adaptive", "--static", "--input-size", "36", "--json", "--dry-run").stdout
+    )
+    assert list(static["window_savings"]) == ["main_size"]
+    fixed = json.loads(run("export", "--json", *options).stdout)
+    assert fixed["window_policy"] == "fixed"
+    assert "window_savings" not in fixed
+
+
 def test_a_place_that_is_named_is_in_the_next_command(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Quoted, so that it can be pasted."""
     result = run("export", "--out", "my model")
@@ -202,6 +226,7 @@ def test_list_shows_models_and_artifacts(run: Run, bundled: ModelArtifact, fresh
         (("--size", "mini", "--task", "detection"), ("expected one of backbone",)),
         (("--size", "mini", "--out-features", "stem"), ("add --task backbone",)),
         (("--size", "mini", "--task", "backbone", "--out-features", "stage9"), ("stage9", "stage1")),
+        (("--size", "mini", "--window-policy", "wide"), ("--window-policy is 'wide'", "fixed, adaptive")),
         (("--res", "256"), ("add --size",)),
         (("--model", "x", "--size", "tiny"), ("--model is a whole model",)),
     ],

@@ -89,9 +89,9 @@ def _refuse_wrong(proofs: Mapping[str, Proof], spec: ExportSpec) -> None:
     wrong = failures(proofs)
     if not wrong:
         return
+    more = f" Other sizes that are wrong: {len(wrong) - 1}." if len(wrong) > 1 else ""
     message = (
-        f"The exported graph is wrong: {wrong[0]}. "
-        + (f"So it is at {len(wrong) - 1} more sizes. " if len(wrong) > 1 else "")
-        + "Nothing was written. This is a bug of the exporter; please report the config."
+        f"The exported graph is wrong: {wrong[0]}.{more} Nothing was written. This is a bug of the exporter; please report the "
+        "config."
     )
     raise ToleranceExceeded(message) if spec.grid == "full" else ExportError(message)

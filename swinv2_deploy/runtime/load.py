@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 
 from reference_model.preprocessing import Preprocessing
-from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange
 from swinv2_deploy.errors import ArtifactError
 from swinv2_deploy.modeling.io import WEIGHTS
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
-from swinv2_deploy.runtime.runner import Provider, Runner
+from swinv2_deploy.runtime.runner import Provider
 
 
 def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = None, provider: Provider = "cpu") -> OnnxRunner:
@@ -39,7 +39,7 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
         "model_sha256": artifact.lineage.files.get(WEIGHTS),
         "config": artifact.config.to_dict(),
         "labels": list(artifact.config.labels),
-        "preprocessing": asdict(preprocessing_for(artifact, runner)),
+        "preprocessing": asdict(preprocessing_for(artifact, runner.resolutions)),
     }
     for key, value in expected.items():
         stated = runner.facts.values.get(key)
@@ -50,7 +50,7 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
     return runner
 
 
-def preprocessing_for(artifact: ModelArtifact, runner: Runner) -> Preprocessing:
-    """The artifact's, at the size the file is meant for where it refuses the artifact's own."""
-    own, resolutions = artifact.preprocessing, runner.resolutions
-    return own if resolutions is None or resolutions.refusal(*own.size) is None else own.resized_to(*resolutions.opt)
+def preprocessing_for(artifact: ModelArtifact, resolutions: ResolutionRange) -> Preprocessing:
+    """The artifact's, at the size a file is meant for where its range does not hold the artifact's own."""
+    own = artifact.preprocessing
+    return own if resolutions.refusal(*own.size) is None else own.resized_to(*resolutions.opt)

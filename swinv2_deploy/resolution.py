@@ -47,6 +47,14 @@ class ResolutionRange:
         steps = f" in steps of {self.multiple}" if self.multiple > 1 else ""
         return f"{height}x{width} px is outside what this file was exported for: {rule}{steps}."
 
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """The nearest size of the range, rounded down to its multiple where that stays inside."""
+        sides = []
+        for side, low, high in zip((height, width), self.min, self.max, strict=True):
+            lowest, highest = -(-low // self.multiple) * self.multiple, high // self.multiple * self.multiple
+            sides.append(min(max(side // self.multiple * self.multiple, lowest), highest))
+        return (sides[0], sides[1])
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ResolutionRange:
         """Inverse of :func:`dataclasses.asdict` after a trip through JSON."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,6 +57,20 @@ def export_command(
             help="fixed: the trained window. adaptive: at each size the window near it that pads least. Default: the model's own.",
         ),
     ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", help="Also write static graphs, the fastest for one size each: 256,384x512 (height x width)."),
+    ] = None,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove", help="Run the graph at the full grid of sizes and batches; with --model ARTIFACT alone, its files again."
+        ),
+    ] = False,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", help="Grid of --prove: full, quick, or file (what the file says). Default: full; again: file."),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -68,10 +83,14 @@ def export_command(
 
     Without --size, --weights or --model the small bundled model is exported. Weights that are neither given nor on a reachable
     hub are replaced by untrained ones, which the artifact's name says.
+
+    Every graph is run against the reference model before it is kept. --prove does so at many sizes and batches, and ends with exit
+    code 3 when a value of any row differs beyond float32 rounding.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
-        from swinv2_deploy.export.spec import ExportSpec, as_window_policy, parse_size
+        from swinv2_deploy.cli.prove import chosen_grid, prove_again, proved_before
+        from swinv2_deploy.export.spec import ExportSpec, as_window_policy, parse_size, parse_sizes
         from swinv2_deploy.modeling.request import SourceRequest, as_task
 
         request = SourceRequest(
@@ -91,13 +110,30 @@ def export_command(
             smallest=parse_size(min_res) if min_res else None,
             largest=parse_size(max_res) if max_res else None,
             window_policy=as_window_policy(window_policy),
+            sizes=parse_sizes(sizes) if sizes else (),
         )
-        _run(request, spec, out, output, force=force, dry_run=dry_run)
+        before = proved_before(request) if prove and spec == ExportSpec() and out is None and not force else None
+        if before is not None:
+            prove_again(before, chosen_grid(grid, prove=prove, again=True), output, dry_run=dry_run)
+        else:
+            spec = replace(spec, grid=chosen_grid(grid, prove=prove, again=False))
+            _run(request, spec, out, output, prove=prove, force=force, dry_run=dry_run)
 
 
-def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Output, *, force: bool, dry_run: bool) -> None:
+def _run(
+    request: SourceRequest,
+    spec: ExportSpec,
+    out: Path | None,
+    output: Output,
+    *,
+    prove: bool,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    from swinv2_deploy.cli.prove import in_a_line, shown_proof
     from swinv2_deploy.export.to_onnx import export
     from swinv2_deploy.modeling.source import resolve
+    from swinv2_deploy.runtime.onnx_file import read_facts
 
     if request == type(request)(seed=request.seed):
         output.say("No model was named: taking the bundled small one ('swinv2-deploy list' shows the others).")
@@ -113,7 +149,10 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
     resolutions = spec.resolutions(source.model.config)
     low, high = ("x".join(map(str, side)) for side in (resolutions.min, resolutions.max))
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
+    ranges = spec.graphs(source.model.config)
     sizes = f"{low} px only" if spec.static else f"{low} to {high} px"
+    if spec.sizes:
+        sizes += f", and graphs for {', '.join(f'{height}x{width}' for height, width in spec.sizes)} px"
     output.say(f"Exporting {source.name}: {parameters / 1e6:.1f} M parameters, {sizes}, any batch")
     content: dict[str, object] = {"artifact": str(path), "name": source.name, "weights": source.origin.kind, "dry_run": dry_run}
     policy = spec.window_policy or source.model.config.window_policy
@@ -125,18 +164,17 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
         output.result(content)
         return
     started = time.perf_counter()
-    with output.working("Writing the graph and running it against the reference model"):
-        artifact = export(source, spec, path, force=force)
+    with shown_proof(ranges, spec.grid, output, table=prove) as progress:
+        artifact = export(source, spec, path, force=force, progress=progress)
     seconds = time.perf_counter() - started
-    file = artifact.onnx_files["model"]
-    tested = artifact_tested_sizes(file)
-    output.say(f"[green]Exported[/] in {seconds:.1f} s: {file} ({file.stat().st_size / 2**20:.1f} MiB)")
-    output.say(
-        "  equal to the reference model: " + ", ".join(f"{name} px within {error:.0e}" for name, error in tested.items())
-    )
+    proofs = {name: read_facts(file).values["proof"] for name, file in artifact.onnx_files.items()}
+    output.say(f"[green]Exported[/] in {seconds:.1f} s: {artifact.path}")
+    for name, file in artifact.onnx_files.items():
+        output.say(f"  {file.name} ({read_facts(file).size_bytes / 2**20:.1f} MiB) {in_a_line(proofs[name])}")
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
-    output.result(content | {"onnx": str(file), "seconds": seconds, "tested_sizes": tested})
+    files = {name: str(file) for name, file in artifact.onnx_files.items()}
+    output.result(content | {"onnx": files["model"], "files": files, "seconds": seconds, "proof": proofs})
 
 
 def _savings(config: SwinV2Config, spec: ExportSpec, output: Output) -> dict[str, object]:
@@ -159,17 +197,6 @@ def _savings(config: SwinV2Config, spec: ExportSpec, output: Output) -> dict[str
         "  Where the window differs, the function does: measure the accuracy of both with verify, on labeled photographs."
     )
     return {name: asdict(savings) for name, savings in found.items()}
-
-
-def artifact_tested_sizes(file: Path) -> dict[str, float]:
-    """Sizes a graph was run at when it was exported, with the largest error, from its metadata."""
-    import json
-
-    import onnx
-
-    properties = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
-    tested: dict[str, float] = json.loads(properties["swinv2_deploy.tested_sizes"])
-    return tested
 
 
 def _artifact_name(name: str, task: str | None, *, static: bool, windows: str | None) -> str:

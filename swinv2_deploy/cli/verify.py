@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, AllowUntrained, Artifact, Data, Json, Quiet, Seed, Verbose
+from swinv2_deploy.cli.progress import progress_of
 from swinv2_deploy.errors import ArtifactError, ToleranceExceeded
 
 if TYPE_CHECKING:
@@ -24,9 +21,6 @@ if TYPE_CHECKING:
 
 UNTRAINED_LIMIT = 16
 """Bundled photographs taken by default where there is no accuracy to tell."""
-
-LINE_EVERY_S = 10.0
-"""How often progress is a line where there is no terminal."""
 
 
 def verify_command(
@@ -105,7 +99,7 @@ def verify_command(
 def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: Output, model: str) -> None:
     from swinv2_deploy.verify import verify
 
-    with _progress(output) as progress:
+    with progress_of(output) as progress:
         result = verify(artifact, spec, progress)
     saved, problem = _save(result, artifact, place)
     if output.quiet and not output.json:
@@ -156,41 +150,3 @@ def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport, model:
     if spec.data == sample_folder("verify"):
         return f"Next: swinv2-deploy verify{model}{allow} --data YOUR_PHOTOS"
     return f"Deploy: {best_file(result)}"
-
-
-@contextmanager
-def _progress(output: Output) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on a terminal; elsewhere a line when something begins and every ten seconds."""
-    console = output.console
-    if console.is_terminal and not output.quiet:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("Loading")
-
-            def draw(what: str, done: int, total: int) -> None:
-                if bar.tasks[0].description != what:
-                    bar.reset(task)
-                bar.update(task, description=what, completed=done, total=total)
-
-            yield draw
-        return
-    last, since = "", 0.0
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal last, since
-        now = time.monotonic()
-        if what != last:
-            output.say(f"{what} ...")
-        elif done < total and now - since >= LINE_EVERY_S:
-            output.say(f"  {done} of {total}")
-        else:
-            return
-        last, since = what, now
-
-    yield tell

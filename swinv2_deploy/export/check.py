@@ -1,78 +1,78 @@
-"""Run what was written: the ONNX file against the reference model, at sizes that decide whether it is right."""
+"""Run what was written: the ONNX file against the reference model, through the runner that its users have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-import onnxruntime as ort
-import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+from reference_model.model import SwinV2
+from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.errors import ArtifactError, ExportError, RunnerError
+from swinv2_deploy.modeling.io import load_model
+from swinv2_deploy.runtime import OnnxRunner, Proof, load_runner, prove
+from swinv2_deploy.runtime.grid import GRIDS, Grid, GridName
+from swinv2_deploy.runtime.proof import ProofRow, read_grid
 
-from reference_model.model import EncoderOutput, SwinV2
-from swinv2_deploy.artifacts import ResolutionRange
-from swinv2_deploy.errors import ExportError
+JUDGED = ("fp32",)
+"""Precisions that must equal the reference within float32 rounding; what others may lose is for ``verify`` to judge."""
 
-ORT_ERRORS = (
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
-
-TOLERANCE = 1e-3
-"""Largest error relative to the largest magnitude of the output; float32 noise of a SwinV2 stays below 1e-4."""
+Progress = Callable[[str, ProofRow], object]
+"""Called with the name of a file and what was found at one size."""
 
 
-def check_sizes(resolutions: ResolutionRange) -> list[tuple[int, int]]:
-    """Sizes to try: the one it is meant for, the smallest, and an odd rectangle between the two."""
-    if resolutions.static:
-        return [resolutions.opt]
-    between = tuple((low + high) // 2 + step for low, high, step in zip(resolutions.min, resolutions.opt, (1, -6), strict=True))
-    rectangle = tuple(
-        min(max(side, low), high) for side, low, high in zip(between, resolutions.min, resolutions.max, strict=True)
-    )
-    return list(dict.fromkeys([resolutions.opt, resolutions.min, (rectangle[0], rectangle[1])]))
-
-
-def check_graph(path: Path, model: SwinV2, resolutions: ResolutionRange) -> dict[str, float]:
-    """Largest absolute error against the reference model, by size ("256x256").
+def check_graph(path: Path, model: SwinV2, grid: Grid, progress: Progress = lambda name, row: None) -> Proof:
+    """Run a file that was just written against the model it was written from.
 
     Raises:
-        ExportError: When ONNX Runtime refuses the file or an output is wrong.
+        ExportError: When ONNX Runtime refuses the file.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise ExportError(f"ONNX Runtime does not load the exported graph: {error}") from error
-    errors: dict[str, float] = {}
-    for height, width in check_sizes(resolutions):
-        generator = torch.Generator().manual_seed(height * 10_000 + width)
-        images = torch.randn(2, model.config.num_channels, height, width, generator=generator)
-        with torch.no_grad():
-            expected = reference_outputs(model, images)
-        found = session.run(list(expected), {"pixel_values": images.numpy()})
-        largest = 0.0
-        for (name, wanted), got in zip(expected.items(), found, strict=True):
-            difference = float(np.abs(wanted - got).max())
-            if not difference <= TOLERANCE * float(np.abs(wanted).max()):
-                raise ExportError(
-                    f"The exported graph is wrong at {height}x{width} px: {name} differs by {difference:.2e} where the reference "
-                    f"reaches {float(np.abs(wanted).max()):.2e}. This is a bug of the exporter; please report the config."
-                )
-            largest = max(largest, difference)
-        errors[f"{height}x{width}"] = largest
-    return errors
+        runner = OnnxRunner(path)
+        return prove(runner, model, grid, judged=runner.precision in JUDGED, progress=partial(progress, path.stem))
+    except RunnerError as error:
+        raise ExportError(f"The exported graph does not run: {error}") from error
 
 
-def reference_outputs(model: SwinV2, images: torch.Tensor) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    """Outputs of the reference model under the names that the graph gives them."""
-    out = model(images)
-    if isinstance(out, EncoderOutput):
-        return {"last_hidden_state": out.last_hidden_state.numpy(), "pooler_output": out.pooler_output.numpy()}
-    if isinstance(out, dict):
-        return {f"feature_maps.{name}": value.numpy() for name, value in out.items()}
-    return {"logits": out.numpy()}
+def prove_artifact(
+    artifact: ModelArtifact,
+    grid: Literal["file"] | GridName = "file",
+    progress: Progress = lambda name, row: None,
+) -> dict[str, Proof]:
+    """Run every ONNX file of an artifact against the artifact's own weights, once more.
+
+    Args:
+        artifact: Artifact with ONNX files.
+        grid: ``file`` takes the grid each file says it was proved on, the others are those of an export.
+        progress: Called after every size.
+
+    Raises:
+        ArtifactError: When it has no ONNX file, a file was changed, or one states no grid.
+        RunnerError: When a file does not run.
+    """
+    if not artifact.onnx_files:
+        raise ArtifactError(f"{artifact.path} has no ONNX file to prove; make one with 'swinv2-deploy export'.")
+    model = load_model(artifact)
+    proofs = {}
+    for name in artifact.onnx_files:
+        runner = load_runner(artifact, name)
+        chosen = _grid_of(runner, artifact) if grid == "file" else GRIDS[grid](runner.resolutions)
+        proofs[name] = prove(runner, model, chosen, judged=runner.precision in JUDGED, progress=partial(progress, name))
+    return proofs
+
+
+def failures(proofs: Mapping[str, Proof]) -> list[str]:
+    """What is wrong with which file, a sentence each."""
+    return [f"{name}: {failure}" for name, proof in proofs.items() for failure in proof.failures]
+
+
+def _grid_of(runner: OnnxRunner, artifact: ModelArtifact) -> Grid:
+    stated: Any = runner.facts.values.get("proof")
+    grid = read_grid(stated)
+    if grid is None or any(runner.resolutions.refusal(*size) for size in grid):
+        raise ArtifactError(
+            f"{runner.path} does not state the sizes it was proved at, or sizes outside its range; use --grid quick or "
+            f"--grid full, or export {artifact.name} again."
+        )
+    return grid

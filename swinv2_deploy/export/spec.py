@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from reference_model.config import WINDOW_POLICIES, SwinV2Config, WindowPolicy
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import SpecError
+from swinv2_deploy.runtime.grid import GridName
 
 LARGEST_OVER_NATIVE = 4
 """The default range reaches to this many times the size the weights were trained for."""
@@ -31,6 +32,8 @@ class ExportSpec:
         smallest: Smallest (height, width) in px; None means 32 px. Raising it to where no window shrinks folds the position bias.
         largest: Largest (height, width) in px; None means four times ``resolution``.
         window_policy: ``fixed`` or ``adaptive`` windows; None keeps what the model has.
+        sizes: (height, width) in px of static graphs that are written beside the one for the whole range.
+        grid: Sizes and batches at which every graph is run against the reference: ``quick`` or ``full``.
     """
 
     resolution: tuple[int, int] | None = None
@@ -38,12 +41,37 @@ class ExportSpec:
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
     window_policy: WindowPolicy | None = None
+    sizes: tuple[tuple[int, int], ...] = ()
+    grid: GridName = "quick"
 
     def __post_init__(self) -> None:
         if self.static and (self.smallest or self.largest):
             raise SpecError("A static graph has one size; leave out --min-res and --max-res, or --static.")
         if self.window_policy is not None and self.window_policy not in WINDOW_POLICIES:
             raise SpecError(f"--window-policy is {self.window_policy!r}; expected one of {', '.join(WINDOW_POLICIES)}.")
+        if self.static and self.sizes:
+            raise SpecError(
+                "--sizes writes static graphs beside one for a range of sizes; leave out --static, or give its one size with "
+                "--input-size."
+            )
+        if self.grid not in get_args(GridName):
+            raise SpecError(f"There is no grid {self.grid!r}; expected one of {list(get_args(GridName))}.")
+
+    def graphs(self, config: SwinV2Config) -> dict[str, ResolutionRange]:
+        """Sizes of every graph to write, by the name of its file without suffix.
+
+        Raises:
+            SpecError: When the range is empty or does not hold a size.
+        """
+        whole = self.resolutions(config)
+        graphs = {"model": whole}
+        for height, width in self.sizes:
+            reason = whole.refusal(height, width)
+            if reason is not None:
+                raise SpecError(f"--sizes: {reason} Leave it out, or widen --min-res and --max-res.")
+            size = (height, width)
+            graphs[f"model_{height}x{width}"] = ResolutionRange(min=size, opt=size, max=size)
+        return graphs
 
     def resolutions(self, config: SwinV2Config) -> ResolutionRange:
         """The range of sizes for a model.
@@ -92,3 +120,12 @@ def parse_size(text: str) -> tuple[int, int]:
 def as_window_policy(text: str | None) -> WindowPolicy | None:
     """The option's text as a policy; :class:`ExportSpec` checks it."""
     return cast("WindowPolicy | None", text)
+
+
+def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """``"256,384x512"`` to pairs, each once.
+
+    Raises:
+        SpecError: When a part is not a size.
+    """
+    return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))

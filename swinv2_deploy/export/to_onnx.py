@@ -1,52 +1,64 @@
-"""The export stage: a model becomes an artifact with ``onnx/model.onnx``."""
+"""The export stage: a model becomes an artifact with ``onnx/model.onnx``, and a static graph for every size that was named."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import onnx
-import onnx_ir as ir
 
 from swinv2_deploy import __version__
-from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
-from swinv2_deploy.errors import ExportError
-from swinv2_deploy.export.check import check_graph
+from swinv2_deploy.artifacts import Lineage, ModelArtifact, file_sha256, read_artifact, write_artifact
+from swinv2_deploy.errors import ExportError, ToleranceExceeded
+from swinv2_deploy.export.check import Progress, check_graph, failures
+from swinv2_deploy.export.metadata import check_valid, describe
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
-from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, write_model_files
+from swinv2_deploy.export.write import OnnxWriter
+from swinv2_deploy.modeling.io import LARGEST_INLINE, WEIGHTS, write_model_files
 from swinv2_deploy.modeling.source import Source
+from swinv2_deploy.runtime import Proof
+from swinv2_deploy.runtime.grid import GRIDS
+from swinv2_deploy.runtime.onnx_file import append_metadata
 
-LARGEST_INLINE = 1_900_000_000
-"""Bytes of weights that still fit into one protobuf file; beyond, they go into ``model.onnx.data`` beside it."""
+DATA = "model.onnx.data"
+"""File with the weights of all graphs, where they do not lie in the graphs themselves."""
 
 
-def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False) -> ModelArtifact:
-    """Write an artifact with weights, preprocessing and an FP32 ONNX graph that was run against the reference model.
+def export(
+    source: Source,
+    spec: ExportSpec,
+    path: Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda name, row: None,
+) -> ModelArtifact:
+    """Write an artifact with weights, preprocessing and FP32 ONNX graphs that were run against the reference model.
 
     Args:
         source: Model to export, and where it comes from.
-        spec: Sizes of the graph.
+        spec: Sizes of the graphs.
         path: Artifact folder to make.
         force: Whether an artifact that is already there is replaced.
+        progress: Called after every size at which a graph was run.
 
     Raises:
         SpecError: When the size range is empty.
-        ExportError: When the graph is wrong or the file cannot be made.
+        ExportError: When a graph is wrong or a file cannot be made.
+        ToleranceExceeded: When a graph is wrong somewhere on the full grid.
         ArtifactError: When the folder cannot be written.
     """
     if spec.window_policy is not None:
         source = source.with_window_policy(spec.window_policy)
     model = source.model
-    resolutions = spec.resolutions(model.config)
+    ranges = spec.graphs(model.config)
+    resolutions = ranges["model"]
     asked = spec.resolution is not None and source.preprocessing.size != resolutions.opt
     if asked or resolutions.refusal(*source.preprocessing.size):
         source = replace(source, preprocessing=source.preprocessing.resized_to(*resolutions.opt))
+    # These share their memory with the model.
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     size = sum(array.nbytes for array in weights.values())
+    outside = size * len(ranges) > LARGEST_INLINE
     lineage = Lineage(
         stage="export",
         spec=spec.to_dict(),
@@ -54,40 +66,34 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
         parent=source.parent,
         seed=source.seed,
     )
-    with write_artifact(path, lineage, force=force, needed_bytes=3 * size) as folder:
+    needed = size * (2 if outside else 1 + len(ranges))
+    with write_artifact(path, lineage, force=force, needed_bytes=needed) as folder:
         write_model_files(folder, model, source.preprocessing)
         source.copy_evidence(folder)
-        file = folder / "onnx" / "model.onnx"
-        file.parent.mkdir()
-        graph = SwinGraph(model.config, weights, resolutions).build(__version__)
-        if size > LARGEST_INLINE:
-            ir.save(graph, file, external_data=f"{file.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
-        else:
-            ir.save(graph, file)
-        errors = check_graph(file, model, resolutions)
-        describe(file, source, resolutions, file_sha256(folder / WEIGHTS), {"precision": "fp32", "tested_sizes": errors})
+        (folder / "onnx").mkdir()
+        model_sha256 = file_sha256(folder / WEIGHTS)
+        files = {name: folder / "onnx" / f"{name}.onnx" for name in ranges}
+        with OnnxWriter(folder / "onnx" / DATA if outside else None) as writer:
+            for name, file in files.items():
+                graph = SwinGraph(model.config, weights, ranges[name]).build(__version__)
+                describe(graph, source, ranges[name], model_sha256, {"precision": "fp32"})
+                writer.write(graph, file)
+        proofs = {}
+        for name, file in files.items():
+            check_valid(file)
+            proofs[name] = check_graph(file, model, GRIDS[spec.grid](ranges[name]), progress)
+            append_metadata(file, {"proof": proofs[name].to_dict()})
+        _refuse_wrong(proofs, spec)
     return read_artifact(path)
 
 
-def describe(file: Path, source: Source, resolutions: ResolutionRange, model_sha256: str, facts: Mapping[str, Any]) -> None:
-    """Write what a user of the file must know into its metadata, and check that the file is valid ONNX."""
-    config = source.model.config
-    content = {
-        "schema": 1,
-        "config": config.to_dict(),
-        "labels": list(config.labels),
-        "preprocessing": asdict(source.preprocessing),
-        "resolutions": asdict(resolutions),
-        "weights_origin": asdict(source.origin),
-        "model_sha256": model_sha256,
-        **facts,
-    }
-    proto = onnx.load(file, load_external_data=False)
-    for name, value in content.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = f"swinv2_deploy.{name}", value if isinstance(value, str) else json.dumps(value)
-    onnx.save(proto, file)
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"The exported graph is not valid ONNX: {error}") from error
+def _refuse_wrong(proofs: Mapping[str, Proof], spec: ExportSpec) -> None:
+    wrong = failures(proofs)
+    if not wrong:
+        return
+    more = f" Other sizes that are wrong: {len(wrong) - 1}." if len(wrong) > 1 else ""
+    message = (
+        f"The exported graph is wrong: {wrong[0]}.{more} Nothing was written. This is a bug of the exporter; please report the "
+        "config."
+    )
+    raise ToleranceExceeded(message) if spec.grid == "full" else ExportError(message)

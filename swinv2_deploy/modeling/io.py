@@ -24,6 +24,9 @@ from swinv2_deploy.errors import ArtifactError
 
 WEIGHTS = "model.safetensors"
 
+LARGEST_INLINE = 1_900_000_000
+"""Bytes of weights that still go into ONNX files themselves: one protobuf file ends at 2 GiB."""
+
 SMALLEST_OUTSIDE = 1024
 """Bytes below which a tensor stays in an ONNX file whose weights lie outside: ONNX Runtime refuses constants of shapes there."""
 

@@ -1,4 +1,4 @@
-"""The quantize stage: an artifact with an FP32 graph becomes one that also holds INT8 graphs and the ranges they came from.
+"""The quantize stage: an artifact with FP32 graphs becomes one that also holds them in INT8, and the ranges these came from.
 
 Quantization-aware training will put its learned ranges into the same calibration table; from there on nothing differs.
 """
@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -21,14 +22,19 @@ from calibration.collect import collect
 from calibration.dataset import ImageFolder
 from calibration.errors import CalibrationError
 from calibration.table import CalibrationTable
+from reference_model.model import SwinV2
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy.artifacts import GROWING, LINEAGE, Lineage, ModelArtifact, read_artifact, write_artifact
-from swinv2_deploy.errors import ArtifactError, QuantizeError
-from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, load_model
+from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
+from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
+from swinv2_deploy.runtime import OnnxRunner, prove
+from swinv2_deploy.runtime.grid import quick_grid
+from swinv2_deploy.runtime.load import preprocessing_for
+from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
 
 TABLE = "calibration_table.json"
 MOST_IMAGES = 512
@@ -84,7 +90,7 @@ def quantize(
         raise ArtifactError(f"{artifact.path} has no onnx/model.onnx to quantize; export it first.")
     if path.resolve() == artifact.path.resolve():
         raise ArtifactError(f"{path} is the artifact that is being quantized; use --out for another folder.")
-    source = artifact.file("onnx/model.onnx")
+    graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
     wanted = min(spec.images or MOST_IMAGES, len(images))
@@ -108,18 +114,16 @@ def quantize(
             calibrator=spec.calibrator,
             seed=spec.seed,
         )
-        _copy(artifact, folder)
+        _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
         _save(table, folder / TABLE)
-        signed, unsigned = (folder / "onnx" / f"model_{flavor}.onnx" for flavor in ("int8", "uint8"))
-        _write(source, signed, table, "int8")
-        faster = None
-        if spec.unsigned != "never":
-            _write(source, unsigned, table, "uint8")
-            if spec.unsigned == "auto":
-                faster = speedup(signed, unsigned, artifact.preprocessing.size)
-                if faster < WORTH_KEEPING:
-                    unsigned.unlink()
-    return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=faster, skipped=skipped)
+        ratios = {
+            name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact, facts.resolutions).size)
+            for name, facts in graphs.items()
+        }
+        for name in graphs:
+            for flavor in get_args(Flavor):
+                _state_error(folder / "onnx" / f"{name}_{flavor}.onnx", model)
+    return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=ratios["model"], skipped=skipped)
 
 
 def _save(table: CalibrationTable, path: Path) -> None:
@@ -131,6 +135,39 @@ def _save(table: CalibrationTable, path: Path) -> None:
         raise
 
 
+def _facts(artifact: ModelArtifact) -> dict[str, OnnxFacts]:
+    """What the ONNX files say about themselves, by name."""
+    try:
+        return {name: read_facts(artifact.file(f"onnx/{name}.onnx")) for name in artifact.onnx_files}
+    except RunnerError as error:
+        raise QuantizeError(f"{artifact.path} cannot be quantized: {error}") from error
+
+
+def _quantize_graph(
+    folder: Path, name: str, table: CalibrationTable, spec: QuantizeSpec, size: tuple[int, int]
+) -> float | None:
+    """Write the quantized forms of one FP32 graph; how much faster the unsigned one is, or None when it was not measured."""
+    source, signed, unsigned = (folder / "onnx" / f"{name}{suffix}.onnx" for suffix in ("", "_int8", "_uint8"))
+    _write(source, signed, table, "int8")
+    if spec.unsigned == "never":
+        return None
+    _write(source, unsigned, table, "uint8")
+    if spec.unsigned == "always":
+        return None
+    faster = speedup(signed, unsigned, size)
+    if faster < WORTH_KEEPING:
+        unsigned.unlink()
+        unsigned.with_name(f"{unsigned.name}.data").unlink(missing_ok=True)
+    return faster
+
+
+def _state_error(file: Path, model: SwinV2) -> None:
+    """Put the file's largest differences from the reference into its metadata; ``verify`` judges them, on photographs."""
+    if file.is_file():
+        runner = OnnxRunner(file)
+        append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
+
+
 def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) -> None:
     try:
         model = insert_qdq(ir.load(source), table.amax, flavor)
@@ -139,8 +176,9 @@ def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) 
     facts = {"calibrator": table.calibrator, "options": dict(table.options), "images": table.images, "sites": list(table.sites)}
     model.metadata_props["swinv2_deploy.precision"] = flavor
     model.metadata_props["swinv2_deploy.quantization"] = json.dumps(facts)
-    model.metadata_props.pop("swinv2_deploy.tested_sizes", None)
-    if (source.parent / f"{source.name}.data").is_file():
+    model.metadata_props.pop("swinv2_deploy.proof", None)
+    ir.external_data.load_to_model(model)
+    if sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value) > LARGEST_INLINE:
         ir.save(model, target, external_data=f"{target.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
     else:
         ir.save(model, target)
@@ -150,11 +188,10 @@ def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) 
         raise QuantizeError(f"The quantized graph {target.name} is not valid ONNX: {error}") from error
 
 
-def _copy(artifact: ModelArtifact, folder: Path) -> None:
-    """Copy every file of the source that is not replaced, after its hash was checked."""
-    replaced = {LINEAGE, TABLE, "onnx/model_int8.onnx", "onnx/model_uint8.onnx"}
+def _copy(artifact: ModelArtifact, folder: Path, replaced: tuple[str, ...]) -> None:
+    """Copy every file of the source after its hash was checked, but for those whose name begins as one that is replaced."""
     for name in artifact.lineage.files:
-        if name in replaced or name.split("/")[0] in GROWING:
+        if name in (LINEAGE, TABLE) or name.startswith(replaced) or name.split("/")[0] in GROWING:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

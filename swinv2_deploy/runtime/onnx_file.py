@@ -33,6 +33,7 @@ class OnnxFacts:
         model_sha256: Hash of the weights file it was exported from.
         values: Every entry by name without its prefix.
         size_bytes: The file and its external data.
+        external: Names of the files beside it that hold weights.
     """
 
     config: SwinV2Config
@@ -41,6 +42,7 @@ class OnnxFacts:
     model_sha256: str
     values: Mapping[str, Any]
     size_bytes: int
+    external: tuple[str, ...] = ()
 
 
 def read_facts(path: Path) -> OnnxFacts:
@@ -74,12 +76,27 @@ def read_facts(path: Path) -> OnnxFacts:
         resolutions=resolutions,
         model_sha256=model_sha256,
         values=values,
-        size_bytes=path.stat().st_size + external,
+        size_bytes=path.stat().st_size + sum(external.values()),
+        external=tuple(external),
     )
 
 
-def check_external_data(model: ModelProto, path: Path) -> int:
-    """Bytes of the files that hold the model's external tensors, after checking that they are files of its own folder.
+def append_metadata(path: Path, values: Mapping[str, Any]) -> None:
+    """Add entries, as JSON, to the metadata of a file that is being made; its weights are neither read nor moved.
+
+    A message of protocol buffers may be written in parts, one behind the other, and reads as one.
+    """
+    import onnx
+
+    part = onnx.ModelProto()
+    for name, value in values.items():
+        part.metadata_props.add(key=f"{PREFIX}{name}", value=value if isinstance(value, str) else json.dumps(value))
+    with path.open("ab") as file:
+        file.write(part.SerializeToString())
+
+
+def check_external_data(model: ModelProto, path: Path) -> dict[str, int]:
+    """Bytes of each file that holds external tensors of the model, after checking that it is a file of its own folder.
 
     A path that leads out, a link, or a hard link (a second name of a file elsewhere) would let a model read any file.
 
@@ -103,7 +120,7 @@ def check_external_data(model: ModelProto, path: Path) -> int:
                 f"{path.parent / location} has {sizes[location]} bytes and {tensor.name} is said to lie at {start} to "
                 f"{start + length}; the file was cut off, so export it again."
             )
-    return sum(sizes.values())
+    return sizes
 
 
 def _external_size(path: Path, location: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
-from swinv2_deploy.runtime import Array, OnnxRunner, Runner, TorchRunner
+from swinv2_deploy.runtime import OnnxRunner, Runner, TorchRunner, load_runner
+from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -54,10 +54,9 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             "use --allow-untrained to check that the files compute the same."
         )
     runners = _load_candidates(artifact, spec)
-    preprocessing = _preprocessing(runners, artifact)
-    sizes = _sweep(runners, preprocessing.size, spec)
+    sizes = _sweep(runners, artifact, spec)
     images = choose_images(artifact, spec)
-    session = _Session(artifact, spec, runners, images, preprocessing, progress)
+    session = _Session(artifact, spec, runners, images, progress)
     meters = session.compare()
     sweep = session.sweep(sizes)
     slots = session.slots()
@@ -128,10 +127,13 @@ class _Session:
         spec: VerifySpec,
         runners: dict[str, OnnxRunner],
         images: VerifyImages,
-        preprocessing: Preprocessing,
         progress: Progress,
     ) -> None:
-        self.preprocessing = preprocessing
+        # Files of one size each are given the photographs at that size.
+        self.groups: dict[Preprocessing, dict[str, OnnxRunner]] = {}
+        for name, runner in runners.items():
+            self.groups.setdefault(preprocessing_for(artifact, runner.resolutions), {})[name] = runner
+        self.preprocessing = next(iter(self.groups))
         self.config = artifact.config
         self.spec = spec
         self.runners = runners
@@ -141,15 +143,17 @@ class _Session:
         progress("Loading the reference", 0, 1)
         model = load_model(artifact)
         self.reference: Runner = TorchRunner(model, threads=spec.threads)
-        probe = probe_images(self.photo, self.preprocessing, self.preprocessing.size, spec.seed)
-        self.noise = rounding_noise(self.reference, TorchRunner(model, threads=spec.threads, double=True), probe)
+        exact = TorchRunner(model, threads=spec.threads, double=True)
+        probes = [probe_images(self.photo, group, group.size, spec.seed) for group in self.groups]
+        noises = [rounding_noise(self.reference, exact, probe) for probe in probes]
+        self.noise = {name: max(noise[name] for noise in noises) for name in noises[0]}
         if not all(np.isfinite(value) for value in self.noise.values()):
             raise ArtifactError(
                 f"The weights of {artifact.path} give NaN or infinity in the reference itself; train or export again."
             )
         self.baseline = runners.get(BASELINE)
         if self.baseline is None and BASELINE in artifact.onnx_files:
-            self.baseline = _load(artifact, BASELINE, spec)
+            self.baseline = load_runner(artifact, BASELINE, threads=spec.threads, provider=spec.provider)
 
     def compare(self) -> dict[str, DriftMeter]:
         """Every candidate on every photograph, at the native size."""
@@ -158,15 +162,16 @@ class _Session:
             name: DriftMeter(classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
             for name, runner in self.runners.items()
         }
-        done, total = 0, len(self.images)
-        what = f"Comparing {total} images"
+        done, total = 0, len(self.images) * len(self.groups)
+        what = f"Comparing {len(self.images)} images"
         self.progress(what, done, total)
-        for batch in self.images.batches(self.preprocessing, self.spec.batch_size):
-            expected = self.reference.run(batch.images)
-            for name, runner in self.runners.items():
-                meters[name].add(batch.names, batch.labels, expected, runner.run(batch.images))
-            done += len(batch.names)
-            self.progress(what, done + len(self.images.skipped), total)
+        for preprocessing, group in self.groups.items():
+            for batch in self.images.batches(preprocessing, self.spec.batch_size):
+                expected = self.reference.run(batch.images)
+                for name, runner in group.items():
+                    meters[name].add(batch.names, batch.labels, expected, runner.run(batch.images))
+                done += len(batch.names)
+                self.progress(what, min(done + len(self.images.skipped), total), total)
         return meters
 
     def sweep(self, sizes: list[Size]) -> dict[str, list[SizeDrift]]:
@@ -201,16 +206,19 @@ class _Session:
         """Every candidate against the baseline, one image and a batch; empty when there is no baseline or no time for it."""
         if self.baseline is None or self.spec.latency_seconds == 0:
             return {}
-        image: Array = self.preprocessing(self.photo)[None]
-        timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners}
+        found: dict[str, list[Latency]] = {}
+        groups = [item for item in self.groups.items() if self.baseline.resolutions.refusal(*item[0].size) is None]
         batches = sorted({1, self.spec.batch_size})
-        rounds = []
-        for done, batch in enumerate(batches):
-            self.progress("Timing", done, len(batches))
-            images = np.repeat(image, batch, axis=0)
-            rounds.append(interleaved_latency(timed, BASELINE, images, self.spec.latency_seconds / len(batches)))
-        self.progress("Timing", len(batches), len(batches))
-        return {name: tuple(found[name] for found in rounds) for name in timed}
+        turns = [(preprocessing, group, batch) for preprocessing, group in groups for batch in batches]
+        for done, (preprocessing, group, batch) in enumerate(turns):
+            self.progress("Timing", done, len(turns))
+            images = np.repeat(preprocessing(self.photo)[None], batch, axis=0)
+            timed: dict[str, Runner] = {BASELINE: self.baseline, **group}
+            times = interleaved_latency(timed, BASELINE, images, self.spec.latency_seconds / len(turns))
+            for name in group:
+                found.setdefault(name, []).append(times[name])
+        self.progress("Timing", len(turns), len(turns))
+        return {name: tuple(times) for name, times in found.items()}
 
 
 def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, OnnxRunner]:
@@ -220,62 +228,39 @@ def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, Onn
         raise ArtifactError(f"{artifact.path} has no ONNX file; make one with 'swinv2-deploy export'.")
     if unknown:
         raise SpecError(f"{artifact.name} has no ONNX file named {unknown}; it has {known}.")
-    return {name: _load(artifact, name, spec) for name in (dict.fromkeys(spec.candidates) or known)}
+    chosen = dict.fromkeys(spec.candidates) or known
+    return {name: load_runner(artifact, name, threads=spec.threads, provider=spec.provider) for name in chosen}
 
 
-def _load(artifact: ModelArtifact, name: str, spec: VerifySpec) -> OnnxRunner:
-    """A file of the artifact, after its hash and its statements about the model were checked."""
-    path = artifact.file(f"onnx/{name}.onnx")
-    for extra in artifact.lineage.files:
-        if extra.startswith(f"onnx/{name}.onnx"):
-            artifact.file(extra)
-    runner = OnnxRunner(path, threads=spec.threads, provider=spec.provider)
-    expected = {
-        "model_sha256": artifact.lineage.files.get("model.safetensors"),
-        "config": artifact.config.to_dict(),
-        "labels": list(artifact.config.labels),
-        "preprocessing": asdict(artifact.preprocessing),
-    }
-    for key, value in expected.items():
-        stated = runner.facts.values.get(key)
-        if stated is not None and stated != json.loads(json.dumps(value)):
-            raise ArtifactError(
-                f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."
-            )
-    return runner
-
-
-def _preprocessing(runners: dict[str, OnnxRunner], artifact: ModelArtifact) -> Preprocessing:
-    """The artifact's, at the size the files are meant for where they refuse the trained one."""
-    native = artifact.preprocessing.size
-    refusing = [runner for runner in runners.values() if runner.resolutions.refusal(*native) is not None]
-    return artifact.preprocessing.resized_to(*refusing[0].resolutions.opt) if refusing else artifact.preprocessing
-
-
-def _sweep(runners: dict[str, OnnxRunner], native: Size, spec: VerifySpec) -> list[Size]:
+def _sweep(runners: dict[str, OnnxRunner], artifact: ModelArtifact, spec: VerifySpec) -> list[Size]:
     for size in spec.sizes:
-        for runner in runners.values():
-            reason = runner.resolutions.refusal(*size)
-            if reason is not None:
-                raise SpecError(
-                    f"--sizes names a size that {runner.name} refuses: {reason} Leave it out, or export a wider range."
-                )
+        reasons = {runner.name: runner.resolutions.refusal(*size) for runner in runners.values()}
+        if all(reasons.values()):
+            name, reason = next(iter(reasons.items()))
+            raise SpecError(f"--sizes names a size that {name} refuses: {reason} Leave it out, or export a wider range.")
     if spec.sizes:
         return list(dict.fromkeys(spec.sizes))
-    found = {size for runner in runners.values() for size in sweep_sizes(runner.resolutions, native)}
+    found = {
+        size
+        for runner in runners.values()
+        for size in sweep_sizes(runner.resolutions, preprocessing_for(artifact, runner.resolutions).size)
+    }
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
 def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
     notices = []
-    largest = next(iter(runners.values())).resolutions.max
+    first = next(iter(runners.values()))
+    largest = first.resolutions.max
     if not spec.sizes and sizes[-1] != largest:
         tried, full = ("x".join(map(str, size)) for size in (sizes[-1], largest))
         notices.append(f"The sweep went up to {tried} px; the files accept up to {full}. Use --sizes to try more.")
-    native = _preprocessing(runners, artifact).size
-    if native != artifact.preprocessing.size:
-        here, trained = ("x".join(map(str, size)) for size in (native, artifact.preprocessing.size))
-        notices.append(f"The files do not accept the trained size of {trained} px; images were compared at {here} px.")
+    trained = "x".join(map(str, artifact.preprocessing.size))
+    others = [preprocessing_for(artifact, runner.resolutions).size for runner in runners.values()]
+    for size in sorted(set(others) - {artifact.preprocessing.size}):
+        names = ", ".join(name for name, other in zip(runners, others, strict=True) if other == size)
+        here = "x".join(map(str, size))
+        notices.append(f"{names} does not accept the trained size of {trained} px; images were compared at {here} px.")
     if not artifact.lineage.weights.trained:
         notices.append("The weights are untrained: that the files compute the same is judged, accuracy means nothing.")
     return notices

@@ -36,12 +36,12 @@ def sweep_sizes(resolutions: ResolutionRange, native: Size) -> list[Size]:
         (height * 3 // 2, height - 1),
         (int(resolutions.max[0] * scale), int(resolutions.max[1] * scale)),
     ]
-    return sorted(dict.fromkeys(_inside(resolutions, size) for size in wanted), key=lambda size: (size[0] * size[1], size))
+    return sorted(dict.fromkeys(resolutions.nearest(*size) for size in wanted), key=lambda size: (size[0] * size[1], size))
 
 
 def slot_size(resolutions: ResolutionRange, native: Size) -> Size:
     """Half the native size where the range holds it: still several windows, and a quarter of the time."""
-    return _inside(resolutions, (native[0] // 2, native[1] // 2))
+    return resolutions.nearest(native[0] // 2, native[1] // 2)
 
 
 def probe_images(photo: NDArray[np.uint8], preprocessing: Preprocessing, size: Size, seed: int) -> Array:
@@ -96,13 +96,3 @@ def _difference(rows: Array, row: int, single: Array) -> float:
         return math.inf
     difference = float(np.abs(rows[row] - single).max())
     return difference if math.isfinite(difference) else math.inf
-
-
-def _inside(resolutions: ResolutionRange, size: Size) -> Size:
-    """The nearest size of the range, rounded down to its multiple where that stays inside."""
-    sides = []
-    for side, low, high in zip(size, resolutions.min, resolutions.max, strict=True):
-        step = resolutions.multiple
-        lowest, highest = -(-low // step) * step, high // step * step
-        sides.append(min(max(side // step * step, lowest), highest))
-    return (sides[0], sides[1])

@@ -27,11 +27,13 @@ from reference_model.variants import VARIANTS, Variant
 from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange, WeightsOrigin, file_sha256
 from swinv2_deploy.errors import ArtifactError, ExportError, SpecError
 from swinv2_deploy.export import ExportSpec, export, to_onnx
-from swinv2_deploy.export.check import check_sizes, reference_outputs
 from swinv2_deploy.export.spec import parse_size
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.request import SourceRequest
 from swinv2_deploy.modeling.source import Source, resolve, untrained_model
+from swinv2_deploy.runtime import TorchRunner
+from swinv2_deploy.runtime.grid import BATCHES, full_grid, quick_grid
+from swinv2_deploy.runtime.proof import read_grid
 
 Make = Callable[[SwinV2Config], SwinV2]
 KINDS = ("tiny", "small", "base", "large")
@@ -115,8 +117,10 @@ def test_the_file_alone_says_how_to_use_it(tiny_config: SwinV2Config, make_model
     assert ResolutionRange.from_dict(found["resolutions"]) == ResolutionRange(min=(16, 24), opt=(32, 32), max=(64, 96))
     assert found["weights_origin"]["sha256"] == "0" * 64
     assert found["model_sha256"] == file_sha256(artifact.file("model.safetensors"))
-    assert list(found["tested_sizes"]) == ["32x32", "16x24", "25x24"]
-    assert max(found["tested_sizes"].values()) < 1e-4
+    assert found["parent"] == {}
+    assert read_grid(found["proof"]) == {(32, 32): (1, 2), (16, 24): (1, 2, 3), (25, 24): (1, 2, 3)}
+    assert 0 < found["proof"]["max_abs"] < 1e-4
+    assert found["proof"]["max_abs"] == max(error for row in found["proof"]["grid"] for error in row["errors"].values())
 
 
 def test_inputs_and_outputs_have_the_names_users_expect(tiny_config: SwinV2Config, make_model: Make, tmp_path: Path) -> None:
@@ -146,8 +150,7 @@ def test_every_task_is_right_at_sizes_never_tried(
     artifact = export(source_of(model), ExportSpec(smallest=(8, 8)), tmp_path / "a")
     for height, width, batch in ((32, 32, 3), (9, 40, 1), (50, 31, 2), (128, 128, 1), (8, 8, 1)):
         images = noise(height, width, batch)
-        with torch.no_grad():
-            expected = reference_outputs(model, images)
+        expected = TorchRunner(model).run(images.numpy())
         found = outputs(artifact, images)
         for name, wanted in expected.items():
             assert found[name].shape == wanted.shape
@@ -198,7 +201,7 @@ def test_a_static_graph_takes_one_size_and_any_batch(tiny_model: SwinV2, tmp_pat
 
     assert [dim.dim_param or dim.dim_value for dim in pixels.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
     assert outputs(artifact, noise(32, 32, 5))["logits"].shape == (5, 5)
-    assert list(properties(artifact)["tested_sizes"]) == ["32x32"]
+    assert read_grid(properties(artifact)["proof"]) == {(32, 32): (1, 2)}
     with pytest.raises(Exception, match="invalid dimensions"):
         outputs(artifact, noise(32, 40))
 
@@ -271,10 +274,10 @@ def test_other_texts_are_no_size(text: str) -> None:
 def test_sizes_tried_lie_in_the_range(sizes: Any) -> None:
     """And hold the ends that break first: the smallest, the intended, and one that nothing divides."""
     resolutions = ResolutionRange(min=sizes[0], opt=sizes[1], max=sizes[2])
-    tried = check_sizes(resolutions)
-    assert tried[0] == resolutions.opt
-    assert resolutions.min in tried
-    assert all(resolutions.refusal(*size) is None for size in tried)
+    for grid in (quick_grid(resolutions), full_grid(resolutions)):
+        assert {resolutions.opt, resolutions.min} <= set(grid)
+        assert all(resolutions.refusal(*size) is None for size in grid)
+        assert set(grid[resolutions.min]) == set(BATCHES) or len(grid) < 4
 
 
 # --- a wrong graph -----------------------------------------------------------------------------------------------------
@@ -306,7 +309,7 @@ def test_one_wrong_weight_is_found_and_nothing_is_written(
         array.flat[3] += value
 
     spoil("head.bias", change, monkeypatch)
-    with pytest.raises(ExportError, match=r"The exported graph is wrong at 32x32 px: logits differs by"):
+    with pytest.raises(ExportError, match=r"wrong: model: logits differs by \S+ at 32x32 px in a batch of \d; at most 1.0e-04"):
         export(source_of(tiny_model), ExportSpec(), tmp_path / "artifacts" / "tiny")
     assert list(tmp_path.iterdir()) == []
 
@@ -335,7 +338,7 @@ def test_a_graph_that_no_runtime_loads_is_an_export_error(
             return model
 
     monkeypatch.setattr(to_onnx, "SwinGraph", Broken)
-    with pytest.raises(ExportError, match="ONNX Runtime does not load the exported graph"):
+    with pytest.raises(ExportError, match="not valid ONNX"):
         export(source_of(tiny_model), ExportSpec(), tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
 
@@ -409,7 +412,9 @@ def test_every_published_model_exports(variant: Variant, tmp_path: Path) -> None
     source = replace(source_of(untrained_model(config, 0)), preprocessing=Preprocessing.published(variant.resolution))
     artifact = export(source, ExportSpec(), tmp_path / variant.name)
 
-    tested = properties(artifact)["tested_sizes"]
-    assert f"{variant.resolution}x{variant.resolution}" in tested
-    assert len(tested) == 3
-    assert max(tested.values()) < 1e-3
+    proof = properties(artifact)["proof"]
+    grid = read_grid(proof)
+    assert grid is not None
+    assert len(grid) == 3
+    assert (variant.resolution, variant.resolution) in grid
+    assert proof["max_abs"] < 1e-4

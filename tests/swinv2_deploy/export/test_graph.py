@@ -19,11 +19,11 @@ from reference_model.config import SwinV2Config, make_config
 from reference_model.model import SwinV2
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.export.check import reference_outputs
 from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
+from swinv2_deploy.runtime import TorchRunner
 
 MakeModel = Callable[[SwinV2Config], SwinV2]
 
@@ -66,8 +66,7 @@ def images(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 def compare(model: SwinV2, found: ort.InferenceSession, pixels: torch.Tensor) -> None:
-    with torch.no_grad():
-        expected = reference_outputs(model, pixels)
+    expected = TorchRunner(model).run(pixels.numpy())
     results = dict(
         zip([output.name for output in found.get_outputs()], found.run(None, {"pixel_values": pixels.numpy()}), strict=True)
     )

@@ -251,7 +251,7 @@ def test_the_calibration_table_pins_images_and_weights(result: QuantizeResult, p
 
 
 def test_metadata_says_how_the_file_was_quantized(result: QuantizeResult) -> None:
-    """Beside everything the float file says; the sizes tested were those of the float file."""
+    """Beside everything the float file says; its errors are its own, and stated without a limit."""
     found = {
         name: {entry.key.removeprefix("swinv2_deploy."): entry.value for entry in onnx.load(file).metadata_props}
         for name, file in result.artifact.onnx_files.items()
@@ -261,7 +261,9 @@ def test_metadata_says_how_the_file_was_quantized(result: QuantizeResult) -> Non
         assert values["precision"] == flavor
         facts = json.loads(values["quantization"])
         assert (facts["calibrator"], facts["images"], len(facts["sites"])) == ("max", 21, len(result.table.sites))
-        assert "tested_sizes" not in values
+        proof, of_float = (json.loads(entries["proof"]) for entries in (values, found["model"]))
+        assert proof["max_abs"] > 100 * of_float["max_abs"]
+        assert {row["limit"] for row in proof["grid"]} == {None}
         assert all(values[key] == found["model"][key] for key in ("config", "resolutions", "preprocessing", "model_sha256"))
 
 
@@ -299,7 +301,8 @@ def test_weights_beside_the_graph_stay_beside_it(
     from swinv2_deploy.export import to_onnx
     from swinv2_deploy.modeling.source import source_from_artifact
 
-    monkeypatch.setattr(to_onnx, "LARGEST_INLINE", 1000)
+    for module in (to_onnx, ptq):
+        monkeypatch.setattr(module, "LARGEST_INLINE", 1000)
     large = export(source_from_artifact(tiny_artifact), ExportSpec(), tmp_path / "large")
     made = quantize(large, replace(SPEC, unsigned="never"), ImageFolder.open(photos), tmp_path / "q").artifact
 

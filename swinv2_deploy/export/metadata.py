@@ -1,0 +1,59 @@
+"""What an exported file says about itself: enough to use it, and to know what it was made from, without anything beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from swinv2_deploy.artifacts import ResolutionRange
+from swinv2_deploy.errors import ExportError
+from swinv2_deploy.modeling.source import Source
+from swinv2_deploy.runtime.onnx_file import PREFIX, SCHEMA
+
+
+def describe(
+    model: ir.Model, source: Source, resolutions: ResolutionRange, model_sha256: str, facts: Mapping[str, Any]
+) -> None:
+    """Put what a user of the file must know into a model's metadata.
+
+    Args:
+        model: Model to describe.
+        source: Where its weights come from.
+        resolutions: Sizes it is right at.
+        model_sha256: Hash of the artifact's weights file.
+        facts: What else is to be said, such as the precision.
+    """
+    preprocessing = source.preprocessing
+    if resolutions.refusal(*preprocessing.size) is not None:
+        preprocessing = preprocessing.resized_to(*resolutions.opt)
+    content = {
+        "schema": SCHEMA,
+        "config": source.model.config.to_dict(),
+        "labels": list(source.model.config.labels),
+        "preprocessing": asdict(preprocessing),
+        "resolutions": asdict(resolutions),
+        "weights_origin": asdict(source.origin),
+        "parent": dict(source.parent),
+        "model_sha256": model_sha256,
+        **facts,
+    }
+    for name, value in content.items():
+        model.metadata_props[f"{PREFIX}{name}"] = value if isinstance(value, str) else json.dumps(value)
+
+
+def check_valid(path: Path) -> None:
+    """Check that a written file is valid ONNX.
+
+    Raises:
+        ExportError: When it is not.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {error}. Please report the config.") from error

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 MASK_RATIO = 0.6
 MASK_SQUARE = 32
 """Side in px of what is hidden or shown as a whole."""
-FEWEST_SQUARES = 4
+FEWEST_SQUARES = 16
 """An image with fewer squares is parted into smaller ones, so that a part of it stays visible."""
 
 

@@ -12,6 +12,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from reference_model.model import EncoderOutput, SwinV2
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import ExportError
+from swinv2_deploy.runtime.masks import MASK_INPUT, masks_for
+from swinv2_deploy.runtime.runner import output_names
 
 ORT_ERRORS = (
     ort_state.Fail,
@@ -52,9 +54,11 @@ def check_graph(path: Path, model: SwinV2, resolutions: ResolutionRange) -> dict
     for height, width in check_sizes(resolutions):
         generator = torch.Generator().manual_seed(height * 10_000 + width)
         images = torch.randn(2, model.config.num_channels, height, width, generator=generator)
+        masks = masks_for(model.config)
+        hidden = {} if masks is None else {MASK_INPUT: masks(images.numpy())}
         with torch.no_grad():
-            expected = reference_outputs(model, images)
-        found = session.run(list(expected), {"pixel_values": images.numpy()})
+            expected = reference_outputs(model, images, *(torch.from_numpy(mask) for mask in hidden.values()))
+        found = session.run(list(expected), {"pixel_values": images.numpy()} | hidden)
         largest = 0.0
         for (name, wanted), got in zip(expected.items(), found, strict=True):
             difference = float(np.abs(wanted - got).max())
@@ -68,11 +72,13 @@ def check_graph(path: Path, model: SwinV2, resolutions: ResolutionRange) -> dict
     return errors
 
 
-def reference_outputs(model: SwinV2, images: torch.Tensor) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+def reference_outputs(
+    model: SwinV2, images: torch.Tensor, *masks: torch.Tensor
+) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
     """Outputs of the reference model under the names that the graph gives them."""
-    out = model(images)
+    out = model(images, *masks)
     if isinstance(out, EncoderOutput):
         return {"last_hidden_state": out.last_hidden_state.numpy(), "pooler_output": out.pooler_output.numpy()}
     if isinstance(out, dict):
         return {f"feature_maps.{name}": value.numpy() for name, value in out.items()}
-    return {"logits": out.numpy()}
+    return {output_names(model.config)[0]: out.numpy()}

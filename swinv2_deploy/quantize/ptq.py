@@ -29,6 +29,7 @@ from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
+from swinv2_deploy.runtime import Masks, masks_for
 
 TABLE = "calibration_table.json"
 MOST_IMAGES = 512
@@ -101,7 +102,13 @@ def quantize(
         chosen, skipped = _readable(images.select(wanted, spec.seed))
         table = collect(
             model,
-            _batches(chosen, artifact.preprocessing, spec.batch_for(artifact.preprocessing.size), progress),
+            _batches(
+                chosen,
+                artifact.preprocessing,
+                spec.batch_for(artifact.preprocessing.size),
+                progress,
+                masks_for(model.config),
+            ),
             {site: site for site in sites},
             manifest=chosen.manifest(),
             model_sha256=artifact.lineage.files[WEIGHTS],
@@ -176,10 +183,12 @@ def _readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
 
 
 def _batches(
-    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None
-) -> Iterator[torch.Tensor]:
+    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None, masks: Masks | None
+) -> Iterator[torch.Tensor | tuple[torch.Tensor, ...]]:
     for start in range(0, len(images), batch_size):
         pixels = [preprocessing(read_image(path)) for path in images.paths[start : start + batch_size]]
-        yield torch.from_numpy(np.stack(pixels))
+        batch = np.stack(pixels)
+        # Hidden patches are in every image the model was trained on, so ranges are measured with them.
+        yield torch.from_numpy(batch) if masks is None else (torch.from_numpy(batch), torch.from_numpy(masks(batch)))
         if progress is not None:
             progress(start + len(pixels), len(images))

@@ -1,7 +1,18 @@
 """Models that run, behind one face: images in, named outputs out. Back ends are imported when a runner is made."""
 
+from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.runner import Array, Precision, Provider, Runner
 from swinv2_deploy.runtime.torch_runner import TorchRunner
 
-__all__ = ["Array", "OnnxRunner", "Precision", "Provider", "Runner", "TorchRunner"]
+__all__ = [
+    "Array",
+    "BoolArray",
+    "Masks",
+    "OnnxRunner",
+    "Precision",
+    "Provider",
+    "Runner",
+    "TorchRunner",
+    "masks_for",
+]

@@ -16,7 +16,7 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
-from swinv2_deploy.runtime import Array, OnnxRunner, Runner, TorchRunner
+from swinv2_deploy.runtime import Array, OnnxRunner, Runner, TorchRunner, masks_for
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -140,9 +140,10 @@ class _Session:
         self.photo = _first_photo(images)
         progress("Loading the reference", 0, 1)
         model = load_model(artifact)
-        self.reference: Runner = TorchRunner(model, threads=spec.threads)
+        masks = masks_for(model.config)
+        self.reference: Runner = TorchRunner(model, threads=spec.threads, masks=masks)
         probe = probe_images(self.photo, self.preprocessing, self.preprocessing.size, spec.seed)
-        self.noise = rounding_noise(self.reference, TorchRunner(model, threads=spec.threads, double=True), probe)
+        self.noise = rounding_noise(self.reference, TorchRunner(model, threads=spec.threads, double=True, masks=masks), probe)
         if not all(np.isfinite(value) for value in self.noise.values()):
             raise ArtifactError(
                 f"The weights of {artifact.path} give NaN or infinity in the reference itself; train or export again."
@@ -229,7 +230,7 @@ def _load(artifact: ModelArtifact, name: str, spec: VerifySpec) -> OnnxRunner:
     for extra in artifact.lineage.files:
         if extra.startswith(f"onnx/{name}.onnx"):
             artifact.file(extra)
-    runner = OnnxRunner(path, threads=spec.threads, provider=spec.provider)
+    runner = OnnxRunner(path, threads=spec.threads, provider=spec.provider, masks=masks_for(artifact.config))
     expected = {
         "model_sha256": artifact.lineage.files.get("model.safetensors"),
         "config": artifact.config.to_dict(),
@@ -237,7 +238,8 @@ def _load(artifact: ModelArtifact, name: str, spec: VerifySpec) -> OnnxRunner:
         "preprocessing": asdict(artifact.preprocessing),
     }
     for key, value in expected.items():
-        stated = runner.facts.values.get(key)
+        # A config is compared as it was understood: an older file leaves out what this version added.
+        stated = runner.facts.config.to_dict() if key == "config" else runner.facts.values.get(key)
         if stated is not None and stated != json.loads(json.dumps(value)):
             raise ArtifactError(
                 f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."

@@ -25,7 +25,7 @@ from reference_model.checkpoint_config import (
 )
 from reference_model.checkpoint_files import CheckpointError, RawCheckpoint, listing, read_checkpoint, read_json
 from reference_model.checkpoint_formats import Format, NativeWeights, native_from_any
-from reference_model.config import ConfigError, SwinV2Config, Task
+from reference_model.config import DECODER_TASKS, UPSCALES, ConfigError, SwinV2Config, Task
 from reference_model.huggingface import config_from_huggingface, config_to_huggingface, state_to_huggingface
 from reference_model.model import SwinV2, build_model
 from reference_model.variants import VARIANTS, Variant
@@ -45,6 +45,12 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 _HEAD = ("head.weight", "head.bias")
+_DECODER = ("decoder.0.weight", "decoder.0.bias")
+_HEADS: dict[Task, tuple[str, ...]] = {
+    "classification": _HEAD,
+    "masked_image_modeling": ("mask_token", *_DECODER),
+    "image_reconstruction": _DECODER,
+}
 _FINAL_NORM = ("norm.weight", "norm.bias")
 _COMPARED = (
     "image_size",
@@ -71,9 +77,9 @@ class LoadedWeights:
         path: Where they came from.
         format: The layout they came in. Old timm files have exactly our own names and count as ``native``.
         state_dict: Parameters of the encoder and, if the checkpoint has one, the classifier.
-        extras: ``mask_token`` and ``decoder.0.*`` of masked image modeling, which no other task uses.
+        extras: ``mask_token`` and ``decoder.0.*`` of a model that returns an image, which other tasks leave out.
         config: What the checkpoint says about its architecture; None when it does not say enough.
-        notes: What was left out or changed on the way, one sentence each.
+        notes: What was left out or changed on the way, or will be left out by most tasks, one sentence each.
     """
 
     path: Path
@@ -88,6 +94,11 @@ class LoadedWeights:
         """Rows of the classifier, 0 when there is none."""
         head = self.state_dict.get("head.weight")
         return 0 if head is None else int(head.shape[0])
+
+    @property
+    def masked_image_model(self) -> bool:
+        """Whether these are weights for masked image modeling: a decoder, and a token for what is hidden."""
+        return self.extras.keys() >= set(_HEADS["masked_image_modeling"])
 
 
 def load_weights(path: str | Path) -> LoadedWeights:
@@ -111,7 +122,7 @@ def load_weights(path: str | Path) -> LoadedWeights:
     if native.buffers:
         notes.append(f"Dropped {len(native.buffers)} derived buffers, which the model computes itself.")
     if native.extras:
-        notes.append(f"Set aside {listing(sorted(native.extras))} of masked image modeling.")
+        notes.append(f"Holds {listing(sorted(native.extras))}, which only a model that returns an image uses.")
     return LoadedWeights(
         path=path,
         format=native.format,
@@ -150,6 +161,7 @@ def load_model(
         raise CheckpointError("Both a variant and a config were given; give the one that the weights belong to.")
     if variant is not None:
         config = _variant_config(variant)
+        task = task or task_for_variant(config, weights)
     if config is not None and num_classes is not None:
         try:
             config = replace(config, num_classes=num_classes, labels=config.labels if config.num_classes == num_classes else ())
@@ -182,17 +194,22 @@ def model_from_weights(
     config = _for_task(config, weights, task or config.task, out_features)
     with torch.device("meta"):  # shapes only: a hostile file must not decide how much memory is taken
         model = build_model(config)
-    state_dict = dict(weights.state_dict)
-    if config.task != "classification":
-        dropped = [name for name in _HEAD if state_dict.pop(name, None) is not None]
-        if dropped:
-            _LOGGER.info("%s: dropped %s, which task %r has no use for.", weights.path, listing(dropped), config.task)
+    state_dict = weights.state_dict | weights.extras
+    unused = [name for names in _HEADS.values() for name in names if name not in _HEADS.get(config.task, ())]
+    dropped = [name for name in dict.fromkeys(unused) if state_dict.pop(name, None) is not None]
+    if dropped:
+        _LOGGER.info("%s: dropped %s, which task %r has no use for.", weights.path, listing(dropped), config.task)
     if config.task == "backbone" and not any(name in state_dict for name in _FINAL_NORM):
         # Hugging Face's backbones have no final norm, and ours returns only maps before it.
         state_dict |= {"norm.weight": torch.ones(config.final_dim), "norm.bias": torch.zeros(config.final_dim)}
     _check_fit(model, state_dict, weights.path)
     model.load_state_dict(state_dict, strict=True, assign=True)
     return model.eval()
+
+
+def task_for_variant(config: SwinV2Config, weights: LoadedWeights) -> Task | None:
+    """Task of weights that belong to a published encoder: of the SimMIM models, with or without the decoder."""
+    return "masked_image_modeling" if config.task == "encoder" and weights.masked_image_model else None
 
 
 def _agreed_config(weights: LoadedWeights, given: SwinV2Config | None) -> SwinV2Config:
@@ -227,6 +244,11 @@ def _for_task(config: SwinV2Config, weights: LoadedWeights, task: Task, out_feat
             f"{weights.path} holds no classifier (head.weight is missing); load it with task 'encoder' or 'backbone', or give "
             "weights that were fine-tuned for classification."
         )
+    if task in DECODER_TASKS and _DECODER[0] not in weights.extras:
+        raise CheckpointError(
+            f"{weights.path} holds no decoder ({_DECODER[0]} is missing); load it with task 'encoder' or 'backbone', or give "
+            f"weights that were trained for {task}."
+        )
     features = (out_features or config.out_features or config.stage_names[-1:]) if task == "backbone" else ()
     try:
         return replace(
@@ -235,9 +257,22 @@ def _for_task(config: SwinV2Config, weights: LoadedWeights, task: Task, out_feat
             num_classes=weights.num_classes if task == "classification" else 0,
             labels=config.labels if task == "classification" else (),
             out_features=features,
+            upscale=_upscale(config, weights) if task == "image_reconstruction" else 1,
         )
     except ConfigError as error:
         raise CheckpointError(f"{weights.path} cannot be loaded for task {task!r}: {error}") from error
+
+
+def _upscale(config: SwinV2Config, weights: LoadedWeights) -> int:
+    """How many times larger the decoder makes an image, from the number of its outputs."""
+    rows = weights.extras[_DECODER[0]].shape[0]
+    expected = {config.num_channels * (config.encoder_stride * scale) ** 2: scale for scale in UPSCALES}
+    if rows not in expected:
+        raise CheckpointError(
+            f"{weights.path} has a decoder with {rows} outputs; expected one of {expected} (outputs: upscale) for the "
+            f"{config.encoder_stride} px that this encoder makes one token of. Choose another task, or other weights."
+        )
+    return expected[rows]
 
 
 def _check_fit(model: SwinV2, state_dict: Mapping[str, Tensor], path: Path) -> None:
@@ -271,7 +306,10 @@ def _config_of(path: Path, raw: RawCheckpoint, native: NativeWeights, measured: 
             return SwinV2Config.from_dict(values)
         except ConfigError as error:
             raise CheckpointError(f"{file} is no config of this project, Hugging Face or timm: {error}") from error
-    return config_from_microsoft(raw.settings, measured) or config_from_buffers(native.buffers, measured)
+    config = config_from_microsoft(raw.settings, measured) or config_from_buffers(native.buffers, measured)
+    if config is not None and config.task == "encoder" and native.extras.keys() >= set(_HEADS["masked_image_modeling"]):
+        return replace(config, task="masked_image_modeling")
+    return config
 
 
 def _timm_config(values: Mapping[str, Any], measured: Mapping[str, Any], file: Path) -> SwinV2Config:

@@ -162,10 +162,11 @@ def _read_file(path: Path) -> RawCheckpoint:
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
         content = _unpickle(path)
+    # Before the pickle: the length of a safetensors header may begin with the byte that every pickle begins with.
+    elif head[8:9] == b"{" and (head[:1] != b"\x80" or int.from_bytes(head[:8], "little") < path.stat().st_size):
+        content = _read_safetensors(path)
     elif head[:1] == b"\x80":
         content = _unpickle(path)
-    elif len(head) > 8 and head[8:9] == b"{":
-        content = _read_safetensors(path)
     else:
         raise CheckpointError(
             f"{path} is no checkpoint: it starts with {head[:16]!r}. Expected a safetensors file or one written by torch.save; "

@@ -71,7 +71,7 @@ class NativeWeights:
         state_dict: Parameters of the encoder and classifier; names that no layout knows keep theirs and fail the strict load.
         format: The layout they came in.
         buffers: Derived tensors that some files store, under our names; the model computes its own.
-        extras: ``mask_token`` and ``decoder.0.*`` of masked image modeling.
+        extras: ``mask_token`` and ``decoder.0.*`` of a model that returns an image.
     """
 
     state_dict: dict[str, Tensor]
@@ -121,6 +121,8 @@ def huggingface_from_native(state_dict: Mapping[str, Tensor], prefix: str) -> di
         block = _BLOCK.fullmatch(name)
         if name.startswith("head."):
             renamed["classifier" + name.removeprefix("head")] = tensor
+        elif name.startswith("decoder."):
+            renamed[name] = tensor
         elif block is None:
             renamed[prefix + _HF_TOP.get(name, f"encoder.{name}")] = tensor
         else:

@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Task = Literal["classification", "encoder", "backbone"]
+Task = Literal["classification", "encoder", "backbone", "masked_image_modeling", "image_reconstruction"]
 
 WindowPolicy = Literal["fixed", "adaptive"]
 
-TASKS: tuple[Task, ...] = ("backbone", "classification", "encoder")
+TASKS: tuple[Task, ...] = ("backbone", "classification", "encoder", "image_reconstruction", "masked_image_modeling")
+
+DECODER_TASKS: tuple[Task, ...] = ("image_reconstruction", "masked_image_modeling")
+"""Tasks whose model ends in a decoder and returns an image."""
+
+UPSCALES = (2, 4)
+"""How many times larger than its input the image of an image reconstruction may be."""
 
 WINDOW_POLICIES: tuple[WindowPolicy, ...] = ("fixed", "adaptive")
 
@@ -32,7 +38,7 @@ class SwinV2Config:
     """Architecture of one Swin Transformer V2.
 
     Attributes:
-        task: What the model returns: class logits, encoded tokens, or feature maps.
+        task: What the model returns: class logits, encoded tokens, feature maps, or an image.
         image_size: (height, width) in px that the weights were trained for; other sizes run as well.
         patch_size: Side in px of the square that becomes one token.
         num_channels: Channels of the input image.
@@ -55,6 +61,7 @@ class SwinV2Config:
         num_classes: Width of the classifier; 0 when there is none.
         labels: Class names in the order of the logits; empty when unknown.
         out_features: For a backbone, which of ``stem``, ``stage1``... to return, in order.
+        upscale: For image reconstruction, how many times larger the image becomes, 2 or 4; otherwise 1.
     """
 
     task: Task = "classification"
@@ -79,6 +86,7 @@ class SwinV2Config:
     num_classes: int = 0
     labels: tuple[str, ...] = ()
     out_features: tuple[str, ...] = ()
+    upscale: int = 1
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -96,6 +104,11 @@ class SwinV2Config:
     def final_dim(self) -> int:
         """Channels of the last stage."""
         return self.stage_dim(self.num_stages - 1)
+
+    @property
+    def encoder_stride(self) -> int:
+        """Pixels along each axis that one token of the last stage stands for: 32 for the published models."""
+        return int(self.patch_size * 2 ** (self.num_stages - 1))
 
     def stage_dim(self, stage: int) -> int:
         """Channels of a stage, counted from 0."""
@@ -192,6 +205,9 @@ def _validate(config: SwinV2Config) -> None:
     unknown = [name for name in config.out_features if name not in config.stage_names]
     if unknown or (config.task == "backbone" and not config.out_features):
         raise ConfigError(f"out_features is {config.out_features}; a backbone returns some of {config.stage_names}.")
+    scales = UPSCALES if config.task == "image_reconstruction" else (1,)
+    if config.upscale not in scales:
+        raise ConfigError(f"upscale is {config.upscale}; a model for {config.task} has one of {scales}.")
 
 
 def _to_lists(value: Any) -> Any:

@@ -21,8 +21,11 @@ ARCHITECTURES: dict[Task, str] = {
     "classification": "Swinv2ForImageClassification",
     "encoder": "Swinv2Model",
     "backbone": "Swinv2Backbone",
+    "masked_image_modeling": "Swinv2ForMaskedImageModeling",
 }
-_TASKS: dict[str, Task] = {name: task for task, name in ARCHITECTURES.items()} | {"Swinv2ForMaskedImageModeling": "encoder"}
+_TASKS: dict[str, Task] = {name: task for task, name in ARCHITECTURES.items()}
+_WRAPPED: tuple[Task, ...] = ("classification", "masked_image_modeling")
+"""Tasks whose class keeps the encoder in its attribute ``swinv2``."""
 _DEFAULTS: dict[str, Any] = {  # config.json leaves out what equals these
     "image_size": 224,
     "patch_size": 4,
@@ -37,6 +40,7 @@ _DEFAULTS: dict[str, Any] = {  # config.json leaves out what equals these
     "hidden_act": "gelu",
     "use_absolute_embeddings": False,
     "layer_norm_eps": 1e-5,
+    "encoder_stride": 32,
 }
 _GENERIC_LABEL = re.compile(r"LABEL_\d+")
 
@@ -71,7 +75,7 @@ def config_from_huggingface(values: Mapping[str, Any], *, num_classes: int | Non
         named = task == "classification" and not all(_GENERIC_LABEL.fullmatch(label) for label in labels)
         stages = [f"stage{i + 1}" for i in range(len(merged["depths"]))]
         features = tuple(values.get("out_features") or stages[-1:]) if task == "backbone" else ()
-        return make_config(
+        config = make_config(
             embed_dim=int(merged["embed_dim"]),
             depths=checked_depths(merged["depths"]),
             num_heads=tuple(merged["num_heads"]),
@@ -91,6 +95,12 @@ def config_from_huggingface(values: Mapping[str, Any], *, num_classes: int | Non
         )
     except (ConfigError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(f"config.json does not describe a Swinv2: {error}") from error
+    if task == "masked_image_modeling" and merged["encoder_stride"] != config.encoder_stride:
+        raise CheckpointError(
+            f"config.json has encoder_stride {merged['encoder_stride']}; one token of this encoder is {config.encoder_stride} px "
+            "wide, and only that gives an image of the input's size. Correct it, or load the weights as an encoder."
+        )
+    return config
 
 
 def config_to_huggingface(config: SwinV2Config) -> dict[str, Any]:
@@ -127,6 +137,8 @@ def config_to_huggingface(config: SwinV2Config) -> dict[str, Any]:
         labels = config.labels or tuple(f"LABEL_{i}" for i in range(config.num_classes))
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}
+    if config.task == "masked_image_modeling":
+        values["encoder_stride"] = config.encoder_stride
     if config.task == "backbone":
         # transformers wants the maps in the order of the stages
         values["out_features"] = [name for name in config.stage_names if name in config.out_features]
@@ -142,13 +154,16 @@ def state_to_huggingface(state_dict: Mapping[str, Tensor], config: SwinV2Config)
     config_to_huggingface(config)
     # Swinv2Backbone has no final norm: it returns maps before it.
     kept = {name: value for name, value in state_dict.items() if config.task != "backbone" or not name.startswith("norm.")}
-    return huggingface_from_native(kept, "swinv2." if config.task == "classification" else "")
+    return huggingface_from_native(kept, "swinv2." if config.task in _WRAPPED else "")
 
 
 def _inexpressible(config: SwinV2Config) -> list[str]:
     reasons = []
     if config.task not in ARCHITECTURES:
         reasons.append(f"it has no class for task {config.task!r}")
+    height, width = config.image_size
+    if config.task == "masked_image_modeling" and (height != width or height % config.encoder_stride):
+        reasons.append(f"it reconstructs only squares of whole tokens of {config.encoder_stride} px, not {height}x{width} px")
     if any(len(set(heads)) > 1 for heads in config.num_heads):
         reasons.append(f"the blocks of a stage have different numbers of heads {config.num_heads}")
     elif any(config.num_heads[i][0] * config.head_dims[i] != config.stage_dim(i) for i in range(config.num_stages)):

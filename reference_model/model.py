@@ -1,4 +1,4 @@
-"""Swin Transformer V2: encoder, image classifier and backbone. Read it top-down.
+"""Swin Transformer V2: encoder, image classifier, backbone, and what makes an image of an image. Read it top-down.
 
 Shape letters: B batch, H W height and width of a stage's map in tokens, C channels of a stage, K classes.
 
@@ -7,6 +7,7 @@ Source: Swin Transformer V2 (arXiv:2111.09883); microsoft/Swin-Transformer model
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reference_model.attention import WindowAttention
-from reference_model.config import ConfigError, SwinV2Config
+from reference_model.config import ConfigError, SwinV2Config, Task
+from reference_model.decoder import PixelShuffleDecoder, replace_masked
 from reference_model.windows import bias_window, pad_map, plan_windows, shift_mask, window_partition, window_reverse
 
 
@@ -58,7 +60,10 @@ class SwinV2(nn.Module):
             images: Normalized pixels, float.
             out_features: Feature maps to keep, from ``config.stage_names``.
         """
-        x = self.patch_embed(images)
+        return self.encode_patches(self.patch_embed(images), out_features)
+
+    def encode_patches(self, x: Tensor, out_features: tuple[str, ...] = ()) -> EncoderOutput:
+        """Encode embedded patches (B, H, W, C); see :meth:`encode`."""
         if self.config.use_absolute_embeddings:
             x = x + self.position_embedding(x.shape[1], x.shape[2])
         features = {"stem": x}
@@ -104,6 +109,50 @@ class SwinV2Backbone(SwinV2):
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Name to feature map (B, C, H, W) of (B, 3, height, width) images."""
         return self.encode(images, self.config.out_features).feature_maps
+
+
+class SwinV2MaskedImageModel(SwinV2):
+    """Masked image model: hide patches behind a learned token, encode, and decode every pixel (SimMIM)."""
+
+    def __init__(self, config: SwinV2Config) -> None:
+        super().__init__(config)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.decoder = PixelShuffleDecoder(config)
+
+    def forward(self, images: Tensor, bool_masked_pos: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Reconstruction (B, 3, height, width) of images of the same shape and any size.
+
+        Args:
+            images: Normalized pixels, float.
+            bool_masked_pos: True where a patch is hidden, bool (B, patches), patches in rows, the last row and column of an image
+                that does not end with a patch included. None hides nothing.
+
+        Raises:
+            MaskError: When the mask is of another type or shape.
+        """
+        x = self.patch_embed(images)
+        if bool_masked_pos is not None:
+            x = replace_masked(x, bool_masked_pos, self.mask_token)
+        height, width = images.shape[-2:]
+        pixels: Tensor = self.decoder(self.encode_patches(x).last_hidden_state, (height, width))
+        return pixels
+
+
+class SwinV2ImageReconstruction(SwinV2):
+    """Image reconstruction, ``config.upscale`` times larger: the decoder of masked image modeling with a larger stride.
+
+    It is a head for a model of your own; no published weights have this form.
+    """
+
+    def __init__(self, config: SwinV2Config) -> None:
+        super().__init__(config)
+        self.decoder = PixelShuffleDecoder(config)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """Image (B, 3, upscale*height, upscale*width) of images (B, 3, height, width) of any size."""
+        height, width = images.shape[-2:]
+        pixels: Tensor = self.decoder(self.encode(images).last_hidden_state, (height, width))
+        return pixels
 
 
 class PatchEmbed(nn.Module):
@@ -235,19 +284,32 @@ class DropPath(nn.Module):
         return x * (keep.to(x.dtype) / (1.0 - self.rate))
 
 
+MODELS: dict[Task, type[SwinV2]] = {
+    "classification": SwinV2Classifier,
+    "encoder": SwinV2,
+    "backbone": SwinV2Backbone,
+    "masked_image_modeling": SwinV2MaskedImageModel,
+    "image_reconstruction": SwinV2ImageReconstruction,
+}
+"""The model of every task."""
+
+_HEADS = ("head.", "decoder.", "mask_token")
+
+
 def build_model(config: SwinV2Config) -> SwinV2:
     """Model for ``config.task`` with PyTorch's default initialization; see :func:`initialize` for the published one.
 
     Raises:
         ConfigError: On an unknown task.
     """
-    if config.task == "classification":
-        return SwinV2Classifier(config)
-    if config.task == "backbone":
-        return SwinV2Backbone(config)
-    if config.task == "encoder":
-        return SwinV2(config)
-    raise ConfigError(f"task is {config.task!r}; expected 'classification', 'encoder' or 'backbone'.")
+    if config.task not in MODELS:
+        raise ConfigError(f"task is {config.task!r}; expected one of {list(MODELS)}.")
+    return MODELS[config.task](config)
+
+
+def encoder_parameters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a model's parameters that every task has."""
+    return {name: value for name, value in state_dict.items() if not name.startswith(_HEADS)}
 
 
 def initialize(model: SwinV2, generator: torch.Generator) -> SwinV2:
@@ -269,6 +331,8 @@ def initialize(model: SwinV2, generator: torch.Generator) -> SwinV2:
             for norm in (module.norm1, module.norm2):
                 if isinstance(norm, nn.LayerNorm):
                     nn.init.zeros_(norm.weight)
+    if isinstance(model, SwinV2MaskedImageModel):
+        nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0, generator=generator)
     return model
 
 

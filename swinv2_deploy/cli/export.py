@@ -34,10 +34,18 @@ def export_command(
     classes: Classes = None,
     model: Model = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="classification, encoder or backbone. Default: what the weights are for.")
+        str | None,
+        typer.Option(
+            "--task",
+            help="classification, encoder, backbone, masked-image-modeling, image-reconstruction. Default: as the weights.",
+        ),
     ] = None,
     out_features: Annotated[
         str | None, typer.Option("--out-features", help="For a backbone: stem,stage1,... Default: the last stage.")
+    ] = None,
+    upscale: Annotated[
+        int | None,
+        typer.Option("--upscale", help="For image reconstruction without weights: times 2 or 4. Default: 2."),
     ] = None,
     static: Annotated[
         bool, typer.Option("--static", help="One height and width only, the fastest graph; the batch stays free.")
@@ -103,6 +111,7 @@ def export_command(
             out_features=tuple(part.strip() for part in out_features.split(",")) if out_features else (),
             seed=seed,
             classes=classes,
+            upscale=upscale,
         )
         spec = ExportSpec(
             resolution=parse_size(input_size) if input_size else None,
@@ -200,7 +209,7 @@ def _savings(config: SwinV2Config, spec: ExportSpec, output: Output) -> dict[str
 
 
 def _artifact_name(name: str, task: str | None, *, static: bool, windows: str | None) -> str:
-    parts = [name, *([task] if task and task != "classification" else []), *(["static"] if static else [])]
+    parts = [name, *([task.replace("_", "-")] if task and task != "classification" else []), *(["static"] if static else [])]
     if windows == "adaptive" and not name.endswith("-adaptive"):
         parts.append(windows)
     return "-".join(parts)

@@ -13,6 +13,7 @@ from swinv2_deploy.errors import ArtifactError, ExportError, RunnerError
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.runtime import OnnxRunner, Proof, load_runner, prove
 from swinv2_deploy.runtime.grid import GRIDS, Grid, GridName
+from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.proof import ProofRow, read_grid
 
 JUDGED = ("fp32",)
@@ -29,7 +30,7 @@ def check_graph(path: Path, model: SwinV2, grid: Grid, progress: Progress = lamb
         ExportError: When ONNX Runtime refuses the file.
     """
     try:
-        runner = OnnxRunner(path)
+        runner = OnnxRunner(path, masks=masks_for(model.config))
         return prove(runner, model, grid, judged=runner.precision in JUDGED, progress=partial(progress, path.stem))
     except RunnerError as error:
         raise ExportError(f"The exported graph does not run: {error}") from error

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from reference_model.config import SwinV2Config
+from reference_model.config import DECODER_TASKS, SwinV2Config
+from reference_model.masking import patch_count
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.export.attention_graph import Array, StageAttention
 from swinv2_deploy.export.graph import GraphBuilder
@@ -45,25 +46,40 @@ class SwinGraph:
             type=ir.TensorType(ir.DataType.FLOAT),
         )
         self.batch = graph.op("Shape", pixels, start=0, end=1, name="batch")
-        x, size = self._patch_embed(pixels)
+        inputs = [pixels]
+        if config.task == "masked_image_modeling":
+            inputs.append(self._mask_input())
+        x, size = self._patch_embed(*inputs)
         features = {"stem": (x, size)}
         for stage in range(config.num_stages):
             x, merged, size_after = self._stage(stage, x, size)
             features[f"stage{stage + 1}"] = (x, size)
             x, size = merged, size_after
-        outputs = self._outputs(x, features)
-        return graph.model([pixels], outputs, name="swinv2", producer_version=producer_version)
+        outputs = [self._image(x, size, pixels)] if config.task in DECODER_TASKS else self._outputs(x, features)
+        return graph.model(inputs, outputs, name="swinv2", producer_version=producer_version)
+
+    def _mask_input(self) -> ir.Value:
+        """True where a patch is hidden."""
+        patches: int | str = (
+            patch_count(*self.resolutions.opt, self.config.patch_size) if self.resolutions.static else "patches"
+        )
+        return ir.Value(name="bool_masked_pos", shape=ir.Shape(["batch", patches]), type=ir.TensorType(ir.DataType.BOOL))
+
+    def _image_size(self, pixels: ir.Value) -> ir.Value:
+        """Height and width of the input in px."""
+        if self.resolutions.static:
+            return self.graph.ints(*self.resolutions.opt)
+        return self.graph.op("Shape", pixels, start=2, end=4, name="image_size")
 
     def _map_size(self, pixels: ir.Value) -> MapSize:
         """Size of the first stage's map."""
         graph, patch = self.graph, self.config.patch_size
         low, high = self.resolutions.min, self.resolutions.max
-        image = graph.ints(*low) if low == high else graph.op("Shape", pixels, start=2, end=4, name="image_size")
-        rounded = graph.op("Add", image, graph.ints(patch - 1, patch - 1), name="rounded_size")
+        rounded = graph.op("Add", self._image_size(pixels), graph.ints(patch - 1, patch - 1), name="rounded_size")
         value = graph.op("Div", rounded, graph.ints(patch, patch), name="map_size")
         return MapSize(value, (-(-low[0] // patch), -(-low[1] // patch)), (-(-high[0] // patch), -(-high[1] // patch)))
 
-    def _patch_embed(self, pixels: ir.Value) -> tuple[ir.Value, MapSize]:
+    def _patch_embed(self, pixels: ir.Value, hidden: ir.Value | None = None) -> tuple[ir.Value, MapSize]:
         graph, config = self.graph, self.config
         patch = config.patch_size
         # Padding by patch-1 inside the convolution completes the last patch and, with a stride of a patch, adds none.
@@ -85,9 +101,21 @@ class SwinGraph:
             if config.patch_norm:
                 x = self._layer_norm(x, "patch_embed.norm")
             size = self._map_size(pixels)
+            if hidden is not None:
+                x = self._hide(x, hidden, size)
             if config.use_absolute_embeddings:
                 x = self._add_position(x, size)
         return x, size
+
+    def _hide(self, x: ir.Value, hidden: ir.Value, size: MapSize) -> ir.Value:
+        """The mask token in the place of hidden patches."""
+        graph, dim = self.graph, self.config.embed_dim
+        # With its full shape, so that a mask of another size is refused and never spread over the patches.
+        count = graph.op("ReduceProd", size.value, keepdims=1, name="patch_count")
+        hidden = graph.reshape(hidden, self.batch, count, 1, name="hidden")
+        patches = graph.reshape(x, self.batch, count, dim, name="patches")
+        shown = graph.op("Where", hidden, self._weight("mask_token"), patches, name="shown")
+        return graph.reshape(shown, -1, dim, name="shown_tokens")
 
     def _add_position(self, x: ir.Value, size: MapSize) -> ir.Value:
         graph, dim = self.graph, self.config.embed_dim
@@ -178,6 +206,29 @@ class SwinGraph:
             ]
         logits = self._linear(pooled, "head", name="head")
         return [_output(logits, "logits", ["batch", config.num_classes])]
+
+    def _image(self, x: ir.Value, size: MapSize, pixels: ir.Value) -> ir.Value:
+        """Decoder: every token of the last stage becomes a square of pixels; what lies beyond the image is cut off."""
+        graph, config = self.graph, self.config
+        side, channels = config.encoder_stride * config.upscale, config.num_channels
+        weight = self.weights["decoder.0.weight"].reshape(-1, config.final_dim)
+        tokens = self._layer_norm(x, "norm")
+        squares = graph.op(
+            "Gemm", tokens, graph.weight("decoder.0.weight", weight), self._weight("decoder.0.bias"), transB=1, name="decoder.0"
+        )
+        with graph.scope("decoder"):
+            squares = graph.reshape(squares, self.batch, size.value, channels, side, side, name="squares")
+            squares = graph.op("Transpose", squares, perm=[0, 3, 1, 4, 2, 5], name="pixel_shuffle")
+            whole = graph.op("Mul", size.value, graph.ints(side, side), name="whole_size")
+            image = graph.reshape(squares, self.batch, channels, whole, name="image")
+            target = graph.op("Mul", self._image_size(pixels), graph.ints(config.upscale, config.upscale), name="target_size")
+            ends, reached = graph.known(target), graph.known(whole)
+            if ends is None or reached is None or (ends != reached).any():
+                image = graph.op("Slice", image, graph.ints(0, 0), target, graph.ints(2, 3), name="cropped")
+        sides: list[int | str] = ["height", "width"] if config.upscale == 1 else ["upscaled_height", "upscaled_width"]
+        if ends is not None:
+            sides = [int(end) for end in ends]
+        return _output(image, "reconstruction", ["batch", channels, *sides])
 
     def _weight(self, name: str) -> ir.Value:
         return self.graph.weight(name, self.weights[name])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from reference_model.config import TASKS, Task
+from reference_model.config import TASKS, UPSCALES, Task
 from swinv2_deploy.errors import SpecError
 
 
@@ -24,6 +24,7 @@ class SourceRequest:
         out_features: Feature maps of a backbone; empty means the last stage.
         seed: Seed of untrained weights.
         classes: Classes of weights that were fine-tuned from a published model with another classifier.
+        upscale: For image reconstruction, how many times larger the image becomes; None means what the weights are for.
     """
 
     size: str | None = None
@@ -35,6 +36,7 @@ class SourceRequest:
     out_features: tuple[str, ...] = ()
     seed: int = 0
     classes: int | None = None
+    upscale: int | None = None
 
     def __post_init__(self) -> None:
         if self.model is not None and (self.size is not None or self.weights is not None):
@@ -44,9 +46,13 @@ class SourceRequest:
                 "--res and --window choose among the models of a size; add --size, or use --input-size for other sizes."
             )
         if self.task is not None and self.task not in TASKS:
-            raise SpecError(f"--task is {self.task!r}; expected one of {', '.join(TASKS)}.")
+            raise SpecError(f"--task is {self.task!r}; expected one of {', '.join(map(as_option, TASKS))}.")
         if self.out_features and self.task != "backbone":
             raise SpecError("--out-features is for a backbone; add --task backbone.")
+        if self.upscale is not None and (self.task != "image_reconstruction" or self.upscale not in UPSCALES):
+            raise SpecError(
+                f"--upscale is {self.upscale}; it is one of {UPSCALES} and for --task image-reconstruction only. Add or leave out."
+            )
         if self.classes is not None and (self.weights is None or self.size is None or self.classes < 1):
             raise SpecError(
                 "--classes (at least 1) tells how many classes --weights were fine-tuned for; give --size and --weights."
@@ -57,4 +63,9 @@ class SourceRequest:
 
 def as_task(text: str | None) -> Task | None:
     """The option's text as a task; :class:`SourceRequest` checks it."""
-    return cast("Task | None", text)
+    return None if text is None else cast("Task", text.replace("-", "_"))
+
+
+def as_option(task: str) -> str:
+    """A task as it is typed and as it stands in names of artifacts."""
+    return task.replace("_", "-")

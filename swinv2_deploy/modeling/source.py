@@ -13,10 +13,10 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from reference_model.checkpoint import CheckpointError, load_weights, model_from_weights
+from reference_model.checkpoint import CheckpointError, load_weights, model_from_weights, task_for_variant
 from reference_model.checkpoint_files import read_json
-from reference_model.config import SwinV2Config, Task, WindowPolicy
-from reference_model.model import Block, SwinV2, build_model, initialize
+from reference_model.config import DECODER_TASKS, UPSCALES, SwinV2Config, Task, WindowPolicy
+from reference_model.model import Block, SwinV2, build_model, encoder_parameters, initialize
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import VARIANTS, Variant, find_variant
 from swinv2_deploy.artifacts import LINEAGE, ModelArtifact, WeightsOrigin, file_sha256, read_artifact
@@ -93,11 +93,19 @@ def resolve(request: SourceRequest) -> Source:
     """The model a request names.
 
     Raises:
-        SpecError: When nothing has that name.
+        SpecError: When nothing has that name, or its decoder makes an image of another size.
         ArtifactError: When an artifact is damaged, or the hub has no such model.
         CheckpointError: When the weights cannot be read or do not fit.
         VariantError: When no or several published models fit.
     """
+    source = _resolved(request)
+    found = source.model.config.upscale
+    if request.upscale is not None and request.upscale != found:
+        raise SpecError(f"--upscale is {request.upscale} and the weights make an image {found} times larger; leave it out.")
+    return source
+
+
+def _resolved(request: SourceRequest) -> Source:
     chosen: _Chosen = {"task": request.task, "out_features": request.out_features}
     if request.model is not None:
         return source_from_model(request.model, **chosen)
@@ -105,7 +113,7 @@ def resolve(request: SourceRequest) -> Source:
         variant = find_variant(request.size, request.resolution, request.window)
         if request.weights is not None:
             return source_from_weights(request.weights, variant=variant, classes=request.classes, **chosen)
-        return source_from_variant(variant, seed=request.seed, **chosen)
+        return source_from_variant(variant, seed=request.seed, upscale=request.upscale, **chosen)
     if request.weights is not None:
         return source_from_weights(request.weights, **chosen)
     return source_from_artifact(bundled_artifact(), **chosen)
@@ -117,6 +125,7 @@ def source_from_variant(
     task: Task | None = None,
     out_features: tuple[str, ...] = (),
     seed: int = 0,
+    upscale: int | None = None,
 ) -> Source:
     """A published model: with the weights of the hub, else untrained ones that say so.
 
@@ -138,7 +147,7 @@ def source_from_variant(
             return Source(model=model, preprocessing=preprocessing, origin=origin, name=variant.name, notes=loaded.notes)
         except HubUnreachable as error:
             reason = f"the hub cannot be reached ({error})"
-    config = _with_task(variant.config, task, out_features)
+    config = _with_task(variant.config, task, out_features, upscale)
     note = (
         f"{variant.name} has UNTRAINED weights (seed {seed}): {reason}. Its size, speed and drift are those of the "
         "real model; its answers mean nothing."
@@ -168,6 +177,8 @@ def source_from_weights(
     """
     loaded = load_weights(path)
     config = variant.config if variant else None
+    if config is not None:
+        task = task or task_for_variant(config, loaded)
     if config is not None and classes is not None:
         config = replace(config, task="classification", num_classes=classes, labels=())
     try:
@@ -280,23 +291,36 @@ def _in_options(message: str) -> str:
     return message.replace("load it with task 'encoder' or 'backbone'", "add --task encoder or --task backbone")
 
 
-def _with_task(config: SwinV2Config, task: Task | None, out_features: tuple[str, ...]) -> SwinV2Config:
+def _with_task(
+    config: SwinV2Config, task: Task | None, out_features: tuple[str, ...], upscale: int | None = None
+) -> SwinV2Config:
     if task is None or task == config.task:
         return config
     if task == "classification":
         raise CheckpointError("This model has no classifier; choose --task encoder or backbone.")
     features = out_features or config.stage_names[-1:]
-    return replace(config, task=task, num_classes=0, labels=(), out_features=features if task == "backbone" else ())
+    return replace(
+        config,
+        task=task,
+        num_classes=0,
+        labels=(),
+        out_features=features if task == "backbone" else (),
+        upscale=(upscale or UPSCALES[0]) if task == "image_reconstruction" else 1,
+    )
 
 
 def _retasked(model: SwinV2, task: Task, out_features: tuple[str, ...]) -> SwinV2:
     if model.config.task == "backbone" and task != "backbone":
         raise CheckpointError("This model is a backbone, which has no final norm; give the weights it was made from.")
+    if task in DECODER_TASKS:
+        raise CheckpointError(
+            f"This model has no decoder for {task.replace('_', ' ')}; choose --task encoder or backbone, or give weights with one."
+        )
     config = _with_task(model.config, task, out_features)
     if task == "backbone" and out_features:
         config = replace(config, out_features=out_features)
     made = build_model(config)
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    state = encoder_parameters(model.state_dict())
     made.load_state_dict(state if task != "classification" else model.state_dict())
     return made.eval()
 

@@ -31,7 +31,7 @@ from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
-from swinv2_deploy.runtime import OnnxRunner, prove
+from swinv2_deploy.runtime import Masks, OnnxRunner, masks_for, prove
 from swinv2_deploy.runtime.grid import quick_grid
 from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
@@ -107,7 +107,13 @@ def quantize(
         chosen, skipped = _readable(images.select(wanted, spec.seed))
         table = collect(
             model,
-            _batches(chosen, artifact.preprocessing, spec.batch_for(artifact.preprocessing.size), progress),
+            _batches(
+                chosen,
+                artifact.preprocessing,
+                spec.batch_for(artifact.preprocessing.size),
+                progress,
+                masks_for(model.config),
+            ),
             {site: site for site in sites},
             manifest=chosen.manifest(),
             model_sha256=artifact.lineage.files[WEIGHTS],
@@ -164,7 +170,7 @@ def _quantize_graph(
 def _state_error(file: Path, model: SwinV2) -> None:
     """Put the file's largest differences from the reference into its metadata; ``verify`` judges them, on photographs."""
     if file.is_file():
-        runner = OnnxRunner(file)
+        runner = OnnxRunner(file, masks=masks_for(model.config))
         append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
 
 
@@ -213,10 +219,12 @@ def _readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
 
 
 def _batches(
-    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None
-) -> Iterator[torch.Tensor]:
+    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None, masks: Masks | None
+) -> Iterator[torch.Tensor | tuple[torch.Tensor, ...]]:
     for start in range(0, len(images), batch_size):
         pixels = [preprocessing(read_image(path)) for path in images.paths[start : start + batch_size]]
-        yield torch.from_numpy(np.stack(pixels))
+        batch = np.stack(pixels)
+        # Hidden patches are in every image the model was trained on, so ranges are measured with them.
+        yield torch.from_numpy(batch) if masks is None else (torch.from_numpy(batch), torch.from_numpy(masks(batch)))
         if progress is not None:
             progress(start + len(pixels), len(images))

@@ -1,9 +1,23 @@
 """Models that run, behind one face: images in, named outputs out. Back ends are imported when a runner is made."""
 
 from swinv2_deploy.runtime.load import load_runner
+from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.proof import Proof, prove
 from swinv2_deploy.runtime.runner import Array, Precision, Provider, Runner
 from swinv2_deploy.runtime.torch_runner import TorchRunner
 
-__all__ = ["Array", "OnnxRunner", "Precision", "Proof", "Provider", "Runner", "TorchRunner", "load_runner", "prove"]
+__all__ = [
+    "Array",
+    "BoolArray",
+    "Masks",
+    "OnnxRunner",
+    "Precision",
+    "Proof",
+    "Provider",
+    "Runner",
+    "TorchRunner",
+    "load_runner",
+    "masks_for",
+    "prove",
+]

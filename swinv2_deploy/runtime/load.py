@@ -9,6 +9,7 @@ from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange
 from swinv2_deploy.errors import ArtifactError
 from swinv2_deploy.modeling.io import WEIGHTS
+from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.runner import Provider
 
@@ -31,7 +32,7 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
     for extra in artifact.lineage.files:
         if extra.startswith(f"onnx/{name}.onnx"):
             artifact.file(extra)
-    runner = OnnxRunner(path, threads=threads, provider=provider)
+    runner = OnnxRunner(path, threads=threads, provider=provider, masks=masks_for(artifact.config))
     for extra in runner.facts.external:
         if not extra.startswith(f"{name}.onnx"):
             artifact.file(f"onnx/{extra}")
@@ -42,7 +43,8 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
         "preprocessing": asdict(preprocessing_for(artifact, runner.resolutions)),
     }
     for key, value in expected.items():
-        stated = runner.facts.values.get(key)
+        # A config is compared as it was understood: an older file leaves out what this version added.
+        stated = runner.facts.config.to_dict() if key == "config" else runner.facts.values.get(key)
         if stated is not None and stated != json.loads(json.dumps(value)):
             raise ArtifactError(
                 f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."

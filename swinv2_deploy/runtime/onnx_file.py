@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from reference_model.config import ConfigError, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError, SpecError
+from swinv2_deploy.runtime.masks import MASK_INPUT
 from swinv2_deploy.runtime.runner import Precision, output_names
 
 if TYPE_CHECKING:
@@ -160,11 +161,14 @@ def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path) -> Non
     inputs = [value for value in graph.input if value.name not in stored]
     found = [f"{value.name} {_type_text(value)}" for value in inputs]
     shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
-    fits = len(inputs) == 1 and inputs[0].name == "pixel_values" and len(shape) == 4 and shape[1] == config.num_channels
-    if not fits or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+    masked = config.task == "masked_image_modeling"
+    expected = {"pixel_values": onnx.TensorProto.FLOAT} | ({MASK_INPUT: onnx.TensorProto.BOOL} if masked else {})
+    types = {value.name: value.type.tensor_type.elem_type for value in inputs}
+    if list(types.items()) != list(expected.items()) or len(shape) != 4 or shape[1] != config.num_channels:
+        more = f" and {MASK_INPUT} bool (batch, patches)" if masked else ""
         raise RunnerError(
-            f"{path} takes {', '.join(found) or 'no input'}; expected one input, pixel_values float32 "
-            f"(batch, {config.num_channels}, height, width). Export it again."
+            f"{path} takes {', '.join(found) or 'no input'}; expected {'two inputs' if masked else 'one input'}, pixel_values "
+            f"float32 (batch, {config.num_channels}, height, width){more}. Export it again."
         )
     names = tuple(value.name for value in graph.output)
     if names != output_names(config):

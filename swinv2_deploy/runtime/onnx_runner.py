@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
+from swinv2_deploy.runtime.masks import MASK_INPUT, BoolArray, Masks, checked_mask
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.runner import Array, Provider, check_images
 
@@ -28,6 +29,7 @@ class OnnxRunner:
         path: File that ``export`` or ``quantize`` wrote.
         threads: CPU threads; None leaves ONNX Runtime's choice.
         provider: Execution provider to run on.
+        masks: What a masked image model hides where :meth:`run` is not told; None means nothing.
 
     Raises:
         RunnerError: When the file is missing, damaged, not ours, or ONNX Runtime refuses it.
@@ -35,7 +37,9 @@ class OnnxRunner:
         SpecError: On an unknown provider or a number of threads below 1.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, provider: Provider = "cpu") -> None:
+    def __init__(
+        self, path: Path, *, threads: int | None = None, provider: Provider = "cpu", masks: Masks | None = None
+    ) -> None:
         if threads is not None and threads < 1:
             raise SpecError(f"threads is {threads}; expected at least 1.")
         if provider not in get_args(Provider):
@@ -45,19 +49,24 @@ class OnnxRunner:
         self.facts = read_facts(path)
         self.precision = self.facts.precision
         self.resolutions = self.facts.resolutions
+        self._masks = masks
         self._session = _session(path, threads, provider)
         self.provider: str = self._session.get_providers()[0]
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: Array) -> dict[str, Array]:
-        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W).
+    def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), with masks (B, P) for a masked image model.
 
         Raises:
-            RunnerError: When the size is outside the file's range, the images have another form, or ONNX Runtime fails.
+            RunnerError: When the size is outside the file's range, the images or masks have another form, or ONNX Runtime fails.
         """
         check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
+        if bool_masked_pos is None and self._masks is not None:
+            bool_masked_pos = self._masks(images)
+        mask = checked_mask(bool_masked_pos, images, self.facts.config, self.name)
+        feeds = {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})
         try:
-            outputs = self._session.run(list(self.output_names), {"pixel_values": np.ascontiguousarray(images)})
+            outputs = self._session.run(list(self.output_names), feeds)
         except _failures() as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"ONNX Runtime failed on {self.path} with images of {size}: {error}") from error

@@ -15,6 +15,7 @@ import numpy as np
 from reference_model.model import SwinV2
 from swinv2_deploy.errors import RunnerError
 from swinv2_deploy.runtime.grid import Grid, Size
+from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.runner import Array, Runner
 from swinv2_deploy.runtime.torch_runner import TorchRunner
 
@@ -138,7 +139,8 @@ class _Prover:
         self.runner = runner
         self.model = model
         self.judged = judged
-        self.reference = TorchRunner(model)
+        self.masks = masks_for(model.config)
+        self.reference = TorchRunner(model, masks=self.masks)
         self._exact: TorchRunner | None = None
 
     def row(self, size: Size, batches: tuple[int, ...]) -> ProofRow:
@@ -158,7 +160,7 @@ class _Prover:
         noise: float | None = None
         limits = dict.fromkeys(expected, LIMIT)
         if max(errors.values()) > LIMIT:
-            self._exact = self._exact or TorchRunner(self.model, double=True)
+            self._exact = self._exact or TorchRunner(self.model, double=True, masks=self.masks)
             exact = _in_chunks(self._exact, images)
             noises = {name: difference(wanted, exact[name]) for name, wanted in expected.items()}
             noise = max(noises.values())

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from reference_model.config import SwinV2Config
+from reference_model.config import DECODER_TASKS, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError
 
@@ -52,6 +52,8 @@ def output_names(config: SwinV2Config) -> tuple[str, ...]:
         return ("logits",)
     if config.task == "backbone":
         return tuple(f"feature_maps.{name}" for name in config.out_features)
+    if config.task in DECODER_TASKS:
+        return ("reconstruction",)
     return ("last_hidden_state", "pooler_output")
 
 

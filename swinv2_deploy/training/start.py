@@ -8,7 +8,7 @@ import torch
 
 from calibration.dataset import ImageFolder
 from reference_model.config import SwinV2Config
-from reference_model.model import SwinV2Classifier, initialize
+from reference_model.model import SwinV2Classifier, encoder_parameters, initialize
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import find_variant
 from swinv2_deploy.errors import SpecError
@@ -65,7 +65,7 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
     initialize(model, torch.Generator().manual_seed(request.seed))
     state = source.model.state_dict()
     same = source.model.config.labels == images.classes and "head.weight" in state
-    kept = {name: value for name, value in state.items() if same or not name.startswith("head.")}
+    kept = state if same else encoder_parameters(state)
     model.load_state_dict(model.state_dict() | kept)
     head = "its classifier" if same else f"a new classifier for {len(images.classes)} classes"
     return Start(
@@ -84,5 +84,6 @@ def _classifier(config: SwinV2Config, classes: tuple[str, ...], drop_path: float
         num_classes=len(classes),
         labels=classes,
         out_features=(),
+        upscale=1,
         drop_path_rate=drop_path,
     )

@@ -15,7 +15,7 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
-from swinv2_deploy.runtime import OnnxRunner, Runner, TorchRunner, load_runner
+from swinv2_deploy.runtime import OnnxRunner, Runner, TorchRunner, load_runner, masks_for
 from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
@@ -142,8 +142,9 @@ class _Session:
         self.photo = _first_photo(images)
         progress("Loading the reference", 0, 1)
         model = load_model(artifact)
-        self.reference: Runner = TorchRunner(model, threads=spec.threads)
-        exact = TorchRunner(model, threads=spec.threads, double=True)
+        masks = masks_for(model.config)
+        self.reference: Runner = TorchRunner(model, threads=spec.threads, masks=masks)
+        exact = TorchRunner(model, threads=spec.threads, double=True, masks=masks)
         probes = [probe_images(self.photo, group, group.size, spec.seed) for group in self.groups]
         noises = [rounding_noise(self.reference, exact, probe) for probe in probes]
         self.noise = {name: max(noise[name] for noise in noises) for name in noises[0]}

@@ -10,8 +10,8 @@ Every weight is random, the post-norm gains too: as published they start at zero
 two implementations agree. The values depend on the version of PyTorch in the last bits, so a rewrite changes the files.
 
 Content of a file: ``state.<name>`` as the implementation saves it; for every input size ``<height>x<width>.input``, ``.logits``
-(of SimMIM ``.encoded``), ``.stage1`` and ``.stage2`` (feature maps before patch merging, (B, C, H, W)); in the metadata
-``config`` and ``source``.
+(of SimMIM ``.encoded``, and ``.mask`` with ``.reconstruction``), ``.stage1`` and ``.stage2`` (feature maps before patch merging,
+(B, C, H, W)); in the metadata ``config`` and ``source``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def make_microsoft(models: ModuleType) -> None:
 
 
 def make_simmim(models: ModuleType) -> None:
-    """SimMIM pretraining, under the names of its older files (``rpe_mlp``). Nothing is masked."""
+    """SimMIM pretraining, under the names of its older files (``rpe_mlp``).
+
+    Features and tokens are those of whole images, the reconstruction that of images with a mask of its own each.
+    """
     simmim = importlib.import_module(f"{models.__name__}.simmim")
     encoder = simmim.SwinTransformerV2ForSimMIM(img_size=32, num_classes=0, **ARCHITECTURE)
     model = simmim.SimMIM(config=None, encoder=encoder, encoder_stride=8, in_chans=3, patch_size=4).eval()
@@ -92,6 +95,9 @@ def make_simmim(models: ModuleType) -> None:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(32))
     features, tokens = microsoft_features(encoder, lambda: encoder(images, torch.zeros(2, 8, 8)))
     outputs = {"input": images, "encoded": tokens} | features
+    outputs["mask"] = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(33)) < 0.6
+    with torch.no_grad():
+        outputs["reconstruction"] = model.decoder(encoder(images, outputs["mask"]))
     tensors = {f"32x32.{name}": tensor.contiguous() for name, tensor in outputs.items()}
     tensors |= {f"state.{k.replace('cpb_mlp', 'rpe_mlp')}": v.contiguous() for k, v in model.state_dict().items()}
     write("simmim", tensors, {"pretrained_window_sizes": (0, 0)}, "microsoft/Swin-Transformer f82860b, SimMIM names")

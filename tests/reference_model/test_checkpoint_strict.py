@@ -39,6 +39,19 @@ def test_fitting_weights_load(state: dict[str, Tensor], load: Callable[..., Swin
     assert all(torch.equal(tensor, state[name]) for name, tensor in load(state).state_dict().items())
 
 
+def test_safetensors_file_that_begins_like_a_pickle_loads(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """Every 32nd length of a header begins with 0x80, as every pickle does."""
+    for length in range(0, 300, 8):
+        save_file(state, tmp_path / "weights", metadata={"note": "x" * length})
+        if (tmp_path / "weights").read_bytes()[0] == 0x80:
+            break
+    assert (tmp_path / "weights").read_bytes()[0] == 0x80
+
+    loaded = load_weights(tmp_path / "weights").state_dict
+
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize(
     "name",
     ["norm.bias", "layers.0.blocks.1.norm2.weight", "layers.1.blocks.0.attn.proj.bias", "layers.0.downsample.norm.weight"],

@@ -74,7 +74,7 @@ def test_transformers_loads_our_encoder_and_backbone(
             assert float((ours_map - their_map).abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize("task", ["classification", "encoder", "backbone"])
+@pytest.mark.parametrize("task", ["classification", "encoder", "backbone", "masked_image_modeling"])
 def test_round_trip_changes_nothing(
     task: Task, config: SwinV2Config, randomized: Callable[..., SwinV2], tmp_path: Path
 ) -> None:
@@ -109,8 +109,9 @@ def test_folder_that_transformers_wrote_loads(kind: str, shard: str, images_of: 
     with torch.no_grad():
         if "Masked" in kind:
             assert sorted(weights.extras) == ["decoder.0.bias", "decoder.0.weight", "mask_token"]
+            assert float((model(images) - theirs(images).reconstruction).abs().max()) <= 1e-5
             expected = theirs.swinv2(images).last_hidden_state
-            assert float((model(images).last_hidden_state - expected).abs().max()) <= 1e-5
+            assert float((load_model(tmp_path, task="encoder")(images).last_hidden_state - expected).abs().max()) <= 1e-5
         else:
             assert float((model(images) - theirs(images).logits).abs().max()) <= 1e-5
 
@@ -148,6 +149,15 @@ def test_config_left_at_transformers_defaults_is_understood() -> None:
         ({"layer_norm_eps": 1e-6}, "applies layer_norm_eps 1e-06 to some norms"),
         ({"pretrained_window_sizes": (4, 1)}, "divides by zero"),
         ({"image_size": (16, 64), "window_size": 8}, "it uses other windows"),
+        ({"task": "image_reconstruction", "upscale": 2}, "no class for task 'image_reconstruction'"),
+        (
+            {"task": "masked_image_modeling", "image_size": (32, 64)},
+            "reconstructs only squares of whole tokens of 4 px, not 32x64",
+        ),
+        (
+            {"task": "masked_image_modeling", "image_size": (30, 30)},
+            "reconstructs only squares of whole tokens of 4 px, not 30x30",
+        ),
     ],
 )
 def test_model_that_transformers_cannot_express_is_refused(changes: dict[str, Any], reason: str, config: SwinV2Config) -> None:
@@ -179,6 +189,10 @@ def test_absolute_embedding_does_not_run_in_transformers() -> None:
         ({"num_heads": [3]}, "num_heads has 1 entries"),
         ({"depths": [2, 2, 10**12, 2]}, "a stage has at most 1000 blocks"),
         ({"image_size": [64]}, "does not describe a Swinv2"),
+        (
+            {"architectures": ["Swinv2ForMaskedImageModeling"], "depths": [2, 2], "num_heads": [3, 6]},
+            "encoder_stride 32; one token of this encoder is 8 px wide, and only that",
+        ),
         ({"window_size": None}, "does not describe a Swinv2"),
         ({"id2label": {"first": "a"}}, "does not describe a Swinv2"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,12 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mod
 def tiny_artifact(make_artifact: Callable[..., ModelArtifact]) -> ModelArtifact:
     """A trained classifier with ``onnx/model.onnx``. Never written to: see ``changed``."""
     return make_artifact()
+
+
+@pytest.fixture(scope="session")
+def masked_artifact(make_artifact: Callable[..., ModelArtifact], tiny_artifact: ModelArtifact) -> ModelArtifact:
+    """A masked image model with ``onnx/model.onnx``. Never written to."""
+    return make_artifact(replace(tiny_artifact.config, task="masked_image_modeling", num_classes=0, labels=()))
 
 
 @pytest.fixture

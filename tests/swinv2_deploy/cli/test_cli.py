@@ -163,6 +163,26 @@ def test_adaptive_windows_say_what_they_save(run: Run, bundled: ModelArtifact, f
     assert "window_savings" not in fixed
 
 
+def test_masked_image_models_go_all_the_way(
+    run: Run, mini: Variant, masked_artifact: ModelArtifact, photos: Path, fresh_folder: Path
+) -> None:
+    """Export by the name of the task or from weights that are for it, quantize, verify."""
+    exported = run("export", "--size", "mini", "--task", "masked-image-modeling")
+    assert exported.exit_code == 0, exported.output
+    assert os.listdir(fresh_folder / "artifacts") == ["swinv2-mini-untrained-masked-image-modeling"]
+    assert run("export", "--size", "mini", "--task", "image-reconstruction", "--upscale", "4").exit_code == 0
+    assert read_artifact(fresh_folder / "artifacts/swinv2-mini-untrained-image-reconstruction").config.upscale == 4
+    again = run("export", "--model", masked_artifact.path, "--out", "masked")
+    assert again.exit_code == 0, again.output
+    assert run("quantize", "--model", "masked", "--data", photos, "--uint8", "never").exit_code == 0
+    options = ("--limit", "2", "--sizes", "32x48", "--candidate", "model", "--json")
+    checked = run("verify", "--model", "masked-int8", *options)
+    assert checked.exit_code == 0, checked.output
+    (candidate,) = json.loads(checked.stdout)["candidates"]
+    assert list(candidate["outputs"]) == ["reconstruction"]
+    assert "model_int8" in read_artifact(fresh_folder / "masked-int8").onnx_files
+
+
 def test_a_place_that_is_named_is_in_the_next_command(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Quoted, so that it can be pasted."""
     result = run("export", "--out", "my model")

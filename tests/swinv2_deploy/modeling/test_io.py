@@ -36,6 +36,8 @@ CONFIGS: dict[str, Callable[[SwinV2Config], SwinV2Config]] = {
     "encoder": lambda config: replace(config, task="encoder", num_classes=0),
     "backbone": lambda config: replace(config, task="backbone", num_classes=0, out_features=("stem", "stage2")),
     "labels": lambda config: replace(config, labels=("a", "b", "c", "d", "e")),
+    "masked": lambda config: replace(config, task="masked_image_modeling", num_classes=0),
+    "larger": lambda config: replace(config, task="image_reconstruction", num_classes=0, upscale=4),
     "pruned": pruned,
     "normless": normless,
 }

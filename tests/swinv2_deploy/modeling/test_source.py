@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import save_file
 
 from reference_model.checkpoint import CheckpointError, config_to_huggingface, state_to_huggingface
-from reference_model.config import ConfigError, SwinV2Config, make_config
+from reference_model.config import DECODER_TASKS, ConfigError, SwinV2Config, make_config
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import VARIANTS, Variant, VariantError
@@ -223,6 +224,9 @@ def test_names_that_fit_no_or_several_models_list_the_choices(request_: dict[str
         ({"resolution": 256}, "add --size"),
         ({"window": "8"}, "add --size"),
         ({"task": "segmentation"}, "expected one of backbone, classification, encoder"),
+        ({"task": "segmentation"}, "encoder, image-reconstruction, masked-image-modeling"),
+        ({"task": "image_reconstruction", "upscale": 3}, r"--upscale is 3; it is one of \(2, 4\)"),
+        ({"task": "masked_image_modeling", "upscale": 2}, "for --task image-reconstruction only"),
         ({"out_features": ("stage1",)}, "add --task backbone"),
         ({"out_features": ("stage1",), "task": "encoder"}, "add --task backbone"),
         ({"weights": Path("gone.pth")}, "gone.pth, which does not exist"),
@@ -301,8 +305,6 @@ def test_weights_that_do_not_tell_their_window_ask_for_the_option(make_model: Ma
 
 def test_weights_of_another_class_count_say_how_to_load_them(small: Variant, make_model: Make, tmp_path: Path) -> None:
     """Refused as they stand; loaded when the number is given."""
-    from dataclasses import replace
-
     path = tmp_path / "tuned.safetensors"
     save_file(make_model(replace(small.config, num_classes=7)).state_dict(), path)
     with pytest.raises(CheckpointError, match="num_classes") as caught:
@@ -319,6 +321,47 @@ def test_preprocessing_that_is_guessed_is_said(folder: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     found = resolve(SourceRequest(model=str(folder)))
     assert any("preprocessing is that of published 32-px models" in note for note in found.notes)
+
+
+def test_simmim_weights_bring_their_decoder_by_the_name_of_the_variant(
+    small: Variant, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the encoder alone is asked for."""
+    masked = make_model(replace(small.config, task="masked_image_modeling", num_classes=0))
+    monkeypatch.setitem(VARIANTS, small.name, replace(small, config=replace(small.config, task="encoder", num_classes=0)))
+    save_file(masked.state_dict(), tmp_path / "simmim.safetensors")
+    found = resolve(SourceRequest(size="mini", weights=tmp_path / "simmim.safetensors"))
+    encoder = resolve(SourceRequest(size="mini", weights=tmp_path / "simmim.safetensors", task="encoder"))
+
+    assert same_weights(found.model, masked)
+    assert encoder.model.config.task == "encoder"
+
+
+@pytest.mark.parametrize(
+    ("request_", "upscale"),
+    [
+        ({"task": "masked_image_modeling"}, 1),
+        ({"task": "image_reconstruction"}, 2),
+        ({"task": "image_reconstruction", "upscale": 4}, 4),
+    ],
+)
+def test_an_untrained_model_may_have_any_decoder(request_: dict[str, Any], upscale: int, small: Variant) -> None:
+    """By default twice the size."""
+    found = resolve(SourceRequest(size="mini", **request_))
+
+    assert (found.model.config.task, found.model.config.upscale) == (request_["task"], upscale)
+    assert not found.origin.trained
+
+
+def test_an_upscale_that_the_weights_do_not_have_is_told(small: Variant, make_model: Make, tmp_path: Path) -> None:
+    """The decoder's own is taken where none is asked for."""
+    config = replace(small.config, task="image_reconstruction", num_classes=0, upscale=4)
+    save_file(make_model(config).state_dict(), tmp_path / "w.safetensors")
+    request = SourceRequest(size="mini", weights=tmp_path / "w.safetensors", task="image_reconstruction")
+
+    assert resolve(request).model.config == config
+    with pytest.raises(SpecError, match="--upscale is 2 and the weights make an image 4 times larger; leave it out"):
+        resolve(replace(request, upscale=2))
 
 
 # --- artifacts and tasks -----------------------------------------------------------------------------------------------
@@ -376,8 +419,6 @@ def test_a_task_can_be_chosen(kind: str, tiny_artifact: ModelArtifact, folder: P
 
 def test_a_classifier_is_never_invented(make_artifact: Callable[..., ModelArtifact], tiny_config: SwinV2Config) -> None:
     """Nor a final norm for a backbone."""
-    from dataclasses import replace
-
     encoder = make_artifact(replace(tiny_config, task="encoder", num_classes=0))
     backbone = make_artifact(replace(tiny_config, task="backbone", num_classes=0, out_features=("stage1",)))
     with pytest.raises(CheckpointError, match="no classifier"):
@@ -416,3 +457,17 @@ def test_every_block_of_an_untrained_model_computes_something(tiny_config: SwinV
                 block.mlp.fc2.weight.zero_()
                 assert not torch.allclose(model(images), whole, atol=1e-4)
                 block.mlp.fc2.weight.copy_(gain)
+
+
+def test_a_masked_image_model_becomes_an_encoder_and_nothing_becomes_a_decoder(
+    masked_artifact: ModelArtifact, tiny_artifact: ModelArtifact
+) -> None:
+    """A decoder is never invented."""
+    encoder = resolve(SourceRequest(model=str(masked_artifact.path), task="encoder"))
+    whole = resolve(SourceRequest(model=str(masked_artifact.path))).model.state_dict()
+
+    assert all(torch.equal(value, whole[name]) for name, value in encoder.model.state_dict().items())
+    requests = [SourceRequest(model=str(tiny_artifact.path), task=task) for task in DECODER_TASKS]
+    for request in requests:
+        with pytest.raises(CheckpointError, match=r"has no decoder for \w+ \w+.*; choose --task encoder"):
+            resolve(request)

@@ -21,6 +21,8 @@ from swinv2_deploy.runtime import TorchRunner
         ("classification", ("logits",)),
         ("encoder", ("last_hidden_state", "pooler_output")),
         ("backbone", ("feature_maps.stem", "feature_maps.stage2")),
+        ("masked_image_modeling", ("reconstruction",)),
+        ("image_reconstruction", ("reconstruction",)),
     ],
 )
 def test_outputs_are_named_as_in_onnx(
@@ -28,7 +30,9 @@ def test_outputs_are_named_as_in_onnx(
 ) -> None:
     """Every task's outputs are arrays under the names of the graph, a row an image."""
     features = ("stem", "stage2") if task == "backbone" else ()
-    runner = TorchRunner(make_model(replace(tiny_config, task=task, out_features=features)))  # type: ignore[arg-type]
+    upscale = 4 if task == "image_reconstruction" else 1
+    config = replace(tiny_config, task=task, out_features=features, upscale=upscale)  # type: ignore[arg-type]
+    runner = TorchRunner(make_model(config))
 
     outputs = runner.run(np.zeros((3, 3, 33, 20), np.float32))
 

@@ -299,6 +299,16 @@ def test_fine_tuning_replaces_a_classifier_of_other_classes(stripes: Path, tiny_
     assert start.preprocessing == tiny_artifact.preprocessing
 
 
+def test_fine_tuning_starts_from_the_encoder_of_a_masked_image_model(stripes: Path, masked_artifact: ModelArtifact) -> None:
+    """Mask token and decoder stay behind."""
+    start = prepare(SourceRequest(model=str(masked_artifact.path)), ImageFolder.open(stripes), drop_path=0.0)
+    state, before = start.model.state_dict(), load_model(masked_artifact).state_dict()
+
+    assert start.model.config.task == "classification"
+    assert {name for name in before if name not in state} == {"mask_token", "decoder.0.weight", "decoder.0.bias"}
+    assert all(torch.equal(state[name], value) for name, value in before.items() if name in state)
+
+
 def test_fine_tuning_keeps_a_classifier_of_the_same_classes(photos: Path, tiny_artifact: ModelArtifact) -> None:
     """Class names decide, in order; the same number of other classes is another classifier."""
     request = SourceRequest(model=str(tiny_artifact.path))

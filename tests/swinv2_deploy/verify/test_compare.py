@@ -281,3 +281,26 @@ def test_an_artifact_without_onnx_is_refused(tiny_artifact: ModelArtifact, spec:
 
     with pytest.raises(ArtifactError, match="has no ONNX file"):
         verify(artifact, spec)
+
+
+def test_a_masked_image_model_is_verified_with_hidden_patches(
+    masked_artifact: ModelArtifact, spec: VerifySpec, changed: Change, edit_initializer: Edit
+) -> None:
+    """Drift of the image, no classes; a wrong mask token shows because something is hidden."""
+    report = verify(masked_artifact, spec)
+    (candidate,) = report.candidates
+    wrong = verify(changed(masked_artifact, {"model": edit_initializer("mask_token", lambda token: token + 0.5)}), spec)
+
+    assert report.passed
+    assert list(candidate.outputs) == ["reconstruction"]
+    assert candidate.classes is None
+    assert len(candidate.sweep) > 4
+    assert {"max abs reconstruction", "max abs"} <= failing(wrong)
+
+
+def test_a_file_whose_config_lacks_a_later_field_is_still_its_own(
+    tiny_artifact: ModelArtifact, spec: VerifySpec, changed: Change, edit_metadata: Edit
+) -> None:
+    older = {key: value for key, value in tiny_artifact.config.to_dict().items() if key != "upscale"}
+
+    assert verify(changed(tiny_artifact, {"model": edit_metadata("config", older)}), spec).passed

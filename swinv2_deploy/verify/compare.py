@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
-from swinv2_deploy.runtime import Array, OnnxRunner, Runner, TorchRunner
+from swinv2_deploy.runtime import Array, FileRunner, Runner, TorchRunner
+from swinv2_deploy.verify.candidates import BASELINE, back_end_notices, back_end_versions, load_candidate, load_candidates
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -27,9 +27,6 @@ from swinv2_deploy.verify.spec import VerifySpec
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
-
-BASELINE = "model"
-"""The ONNX file that sizes and latencies are compared with."""
 
 
 def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambda what, done, total: None) -> DriftReport:
@@ -53,7 +50,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             f"The weights of {artifact.name} are untrained, so no figure says anything about accuracy; export trained ones, or "
             "use --allow-untrained to check that the files compute the same."
         )
-    runners = _load_candidates(artifact, spec)
+    runners = load_candidates(artifact, spec)
     preprocessing = _preprocessing(runners, artifact)
     sizes = _sweep(runners, preprocessing.size, spec)
     images = choose_images(artifact, spec)
@@ -81,11 +78,13 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         size = runner.facts.size_bytes
         candidates.append(
             CandidateReport(
-                name=name,
+                name=runner.name,
+                back_end=runner.back_end,
                 file=file,
                 sha256=artifact.lineage.files[file],
                 precision=runner.precision,
                 provider=runner.provider,
+                integer_products=runner.integer_products,
                 size_bytes=size,
                 size_ratio=size / session.baseline.facts.size_bytes if session.baseline is not None else None,
                 outputs=outputs,
@@ -109,12 +108,12 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         skipped=tuple(images.skipped),
         excluded=images.excluded,
         noise=session.noise,
-        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec)),
+        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec) + back_end_notices(runners, artifact, spec)),
         spec=spec.to_dict(),
         tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=time.perf_counter() - started,
-        tools=_tools(),
+        tools=_tools() | back_end_versions(spec),
         candidates=tuple(candidates),
     )
 
@@ -126,7 +125,7 @@ class _Session:
         self,
         artifact: ModelArtifact,
         spec: VerifySpec,
-        runners: dict[str, OnnxRunner],
+        runners: dict[str, FileRunner],
         images: VerifyImages,
         preprocessing: Preprocessing,
         progress: Progress,
@@ -149,7 +148,7 @@ class _Session:
             )
         self.baseline = runners.get(BASELINE)
         if self.baseline is None and BASELINE in artifact.onnx_files:
-            self.baseline = _load(artifact, BASELINE, spec)
+            self.baseline = load_candidate(artifact, BASELINE, spec.back_ends[0], spec)
 
     def compare(self) -> dict[str, DriftMeter]:
         """Every candidate on every photograph, at the native size."""
@@ -213,46 +212,14 @@ class _Session:
         return {name: tuple(found[name] for found in rounds) for name in timed}
 
 
-def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, OnnxRunner]:
-    known = list(artifact.onnx_files)
-    unknown = [name for name in spec.candidates if name not in known]
-    if not known:
-        raise ArtifactError(f"{artifact.path} has no ONNX file; make one with 'swinv2-deploy export'.")
-    if unknown:
-        raise SpecError(f"{artifact.name} has no ONNX file named {unknown}; it has {known}.")
-    return {name: _load(artifact, name, spec) for name in (dict.fromkeys(spec.candidates) or known)}
-
-
-def _load(artifact: ModelArtifact, name: str, spec: VerifySpec) -> OnnxRunner:
-    """A file of the artifact, after its hash and its statements about the model were checked."""
-    path = artifact.file(f"onnx/{name}.onnx")
-    for extra in artifact.lineage.files:
-        if extra.startswith(f"onnx/{name}.onnx"):
-            artifact.file(extra)
-    runner = OnnxRunner(path, threads=spec.threads, provider=spec.provider)
-    expected = {
-        "model_sha256": artifact.lineage.files.get("model.safetensors"),
-        "config": artifact.config.to_dict(),
-        "labels": list(artifact.config.labels),
-        "preprocessing": asdict(artifact.preprocessing),
-    }
-    for key, value in expected.items():
-        stated = runner.facts.values.get(key)
-        if stated is not None and stated != json.loads(json.dumps(value)):
-            raise ArtifactError(
-                f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."
-            )
-    return runner
-
-
-def _preprocessing(runners: dict[str, OnnxRunner], artifact: ModelArtifact) -> Preprocessing:
+def _preprocessing(runners: dict[str, FileRunner], artifact: ModelArtifact) -> Preprocessing:
     """The artifact's, at the size the files are meant for where they refuse the trained one."""
     native = artifact.preprocessing.size
     refusing = [runner for runner in runners.values() if runner.resolutions.refusal(*native) is not None]
     return artifact.preprocessing.resized_to(*refusing[0].resolutions.opt) if refusing else artifact.preprocessing
 
 
-def _sweep(runners: dict[str, OnnxRunner], native: Size, spec: VerifySpec) -> list[Size]:
+def _sweep(runners: dict[str, FileRunner], native: Size, spec: VerifySpec) -> list[Size]:
     for size in spec.sizes:
         for runner in runners.values():
             reason = runner.resolutions.refusal(*size)
@@ -266,7 +233,7 @@ def _sweep(runners: dict[str, OnnxRunner], native: Size, spec: VerifySpec) -> li
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
-def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
+def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
     notices = []
     largest = next(iter(runners.values())).resolutions.max
     if not spec.sizes and sizes[-1] != largest:
@@ -282,10 +249,7 @@ def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelA
 
 
 def _tools() -> dict[str, str]:
-    import onnxruntime
-
-    # Read from the modules: onnxruntime is a module of several distributions.
-    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
     return {"swinv2-deploy": __version__} | {name: str(version) for name, version in versions.items()}
 
 

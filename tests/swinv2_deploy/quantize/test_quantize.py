@@ -33,6 +33,7 @@ from swinv2_deploy.quantize.ptq import QuantizeResult, quantize
 from swinv2_deploy.quantize.qdq import insert_qdq, quantize_weight
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
+from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS, saturates
 
 SPEC = QuantizeSpec(calibrator="max", unsigned="always")
 
@@ -144,10 +145,12 @@ def emulated(
     return out.numpy(), (step * rounded.abs().amax(dim=1)).numpy()
 
 
-def has_integer_dot_product() -> bool:
-    """Whether the CPU multiplies unsigned by signed bytes without saturating in between."""
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and any(word in info.read_text() for word in ("vnni", "asimddp"))
+def session_of(file: Path) -> ort.InferenceSession:
+    """A session that multiplies integers exactly on every CPU."""
+    options = ort.SessionOptions()
+    if saturates():
+        options.add_session_config_entry(*EXACT_PRODUCTS)
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("name", ["model_int8", "model_uint8"])
@@ -158,8 +161,6 @@ def test_every_layer_computes_what_a_fake_quantizer_does(
 
     The unsigned form quantizes before it moves values to where the layer reads them, so there the input is read back from bytes.
     """
-    if name == "model_uint8" and not has_integer_dot_product():
-        pytest.skip("products of unsigned and signed bytes saturate on CPUs without VNNI or dot product")
     proto = onnx.load(result.artifact.onnx_files[name])
     plain = onnx.load(result.artifact.onnx_files["model"])
     stored = {
@@ -184,7 +185,7 @@ def test_every_layer_computes_what_a_fake_quantizer_does(
         if value not in watched[:index]:
             proto.graph.output.append(onnx.helper.make_tensor_value_info(value, kind, None))
     onnx.save(proto, tmp_path / "watched.onnx")
-    session = ort.InferenceSession(str(tmp_path / "watched.onnx"), providers=["CPUExecutionProvider"])
+    session = session_of(tmp_path / "watched.onnx")
     found = dict(zip(watched, session.run(watched, {"pixel_values": images_of(photos)}), strict=True))
 
     for index, site in enumerate(sites):
@@ -197,16 +198,14 @@ def test_every_layer_computes_what_a_fake_quantizer_does(
 def test_both_forms_and_the_float_model_agree(result: QuantizeResult, photos: Path) -> None:
     """The signed and unsigned graphs hold the same numbers; both are near the float one, and neither is it."""
     logits = {
-        name: ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(
-            None, {"pixel_values": images_of(photos)}
-        )[0]
+        name: session_of(file).run(None, {"pixel_values": images_of(photos)})[0]
         for name, file in result.artifact.onnx_files.items()
     }
     spread = np.abs(logits["model"]).max()
     drift = np.abs(logits["model_int8"] - logits["model"]).max() / spread
 
     assert 1e-5 < drift < 0.1
-    assert np.abs(logits["model_uint8"] - logits["model_int8"]).max() / spread < (0.02 if has_integer_dot_product() else 0.5)
+    assert np.abs(logits["model_uint8"] - logits["model_int8"]).max() / spread < 0.02
 
 
 def test_the_int8_file_is_under_a_third_of_the_float_one(photos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""A file of an artifact as a runner: only after everything it says about itself was compared with the artifact."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.errors import ArtifactError
+from swinv2_deploy.modeling.io import WEIGHTS
+from swinv2_deploy.runtime.onnx_runner import OnnxRunner
+from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
+from swinv2_deploy.runtime.runner import BackEnd, FileRunner, FloatPrecision, ProductMode, Provider
+
+
+def load_runner(
+    artifact: ModelArtifact,
+    name: str,
+    *,
+    back_end: BackEnd = "onnxruntime",
+    threads: int | None = None,
+    provider: Provider = "cpu",
+    float_precision: FloatPrecision = "f32",
+    products: ProductMode = "exact",
+) -> FileRunner:
+    """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
+
+    Args:
+        artifact: Artifact with that file.
+        name: Name of the file without suffix.
+        back_end: Library that runs it.
+        threads: CPU threads; None leaves the library's choice.
+        provider: Execution provider, for ONNX Runtime.
+        float_precision: What is computed with where no integers are, for OpenVINO.
+        products: How integers are multiplied.
+
+    Raises:
+        ArtifactError: When the file is missing, was changed, or was made for another model.
+        RunnerError: When the library refuses it.
+        BackendMissing: When the library, the provider or the precision is not usable on this machine.
+    """
+    path = artifact.file(f"onnx/{name}.onnx")
+    for extra in artifact.lineage.files:
+        if extra.startswith(f"onnx/{name}.onnx"):
+            artifact.file(extra)
+    runner: FileRunner
+    if back_end == "openvino":
+        runner = OpenVinoRunner(path, threads=threads, precision=float_precision, products=products)
+    else:
+        runner = OnnxRunner(path, threads=threads, provider=provider, products=products)
+    expected = {
+        "model_sha256": artifact.lineage.files.get(WEIGHTS),
+        "config": artifact.config.to_dict(),
+        "labels": list(artifact.config.labels),
+        "preprocessing": asdict(artifact.preprocessing),
+    }
+    for key, value in expected.items():
+        stated = runner.facts.values.get(key)
+        if stated is not None and stated != json.loads(json.dumps(value)):
+            raise ArtifactError(
+                f"{path} was made for another model: its {key} is not that of {artifact.name}. Export or quantize again."
+            )
+    return runner

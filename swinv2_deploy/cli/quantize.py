@@ -113,6 +113,13 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
     if widest and widest[0][1].clipped > 0:
         names = ", ".join(f"{name} {site.clipped:.3%}" for name, site in widest)
         output.say(f"  most clipped sites: {names}")
+    from swinv2_deploy.runtime.onnx_runner import saturates
+
+    if saturates():
+        warn(
+            "this CPU has no VNNI: left alone, ONNX Runtime and OpenVINO saturate products of integers here. This program's own "
+            "runners do not; docs/how-to/verify.md has the line for your own session."
+        )
     tail = f" --model {shlex.quote(str(result.artifact.path))}" if named else ""
     allow = "" if result.artifact.lineage.weights.trained else " --allow-untrained"
     output.say(f"Next: swinv2-deploy verify{tail}{allow}")
@@ -124,5 +131,6 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
             "skipped": list(result.skipped),
             "amax": result.table.amax,
             "unsigned_speedup": result.unsigned_speedup,
+            "saturates_here": saturates(),
         }
     )

@@ -42,6 +42,16 @@ def verify_command(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads. Default: each runtime's choice.")
     ] = None,
+    runner: Annotated[
+        str, typer.Option("--runner", help="Libraries that run every file: onnxruntime, openvino, or both with a comma.")
+    ] = "onnxruntime",
+    openvino_precision: Annotated[
+        str, typer.Option("--openvino-precision", help="f32 or bf16: what OpenVINO computes in where no integers are.")
+    ] = "f32",
+    integer_products: Annotated[
+        str,
+        typer.Option("--integer-products", help="exact, or fast: as the libraries do by themselves, which may saturate."),
+    ] = "exact",
     provider: Annotated[str, typer.Option("--provider", help="cpu, cuda or tensorrt: where ONNX Runtime computes.")] = "cpu",
     exclude_overlap: Annotated[
         bool, typer.Option("--exclude-overlap", help="Leave out images the artifact was calibrated or trained on.")
@@ -68,7 +78,7 @@ def verify_command(
         if model is None:
             output.say(f"No --model was given: taking the newest artifact, {artifact.path}")
         from calibration.samples import sample_folder
-        from swinv2_deploy.verify import DEFAULTS, VerifySpec, load_tolerances, parse_sizes
+        from swinv2_deploy.verify import DEFAULTS, VerifySpec, load_tolerances, parse_back_ends, parse_sizes
 
         folder = sample_folder("verify") if data is None else data
         if data is None:
@@ -88,6 +98,9 @@ def verify_command(
             tolerances=load_tolerances(tolerances) if tolerances else DEFAULTS,
             labels="ignore" if ignore_labels else "match" if trained and data is not None else "auto",
             threads=threads,
+            back_ends=parse_back_ends(runner),
+            openvino_precision=openvino_precision,  # type: ignore[arg-type]  # checked by the spec
+            integer_products=integer_products,  # type: ignore[arg-type]  # checked by the spec
             provider=provider,  # type: ignore[arg-type]  # checked by the spec
             exclude_overlap=exclude_overlap,
             allow_untrained=allow_untrained,

@@ -11,7 +11,7 @@ from reference_model.model import SwinV2
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, ExportError, RunnerError
 from swinv2_deploy.modeling.io import load_model
-from swinv2_deploy.runtime import OnnxRunner, Proof, load_runner, prove
+from swinv2_deploy.runtime import FileRunner, OnnxRunner, Proof, load_runner, prove
 from swinv2_deploy.runtime.grid import GRIDS, Grid, GridName
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.proof import ProofRow, read_grid
@@ -68,7 +68,7 @@ def failures(proofs: Mapping[str, Proof]) -> list[str]:
     return [f"{name}: {failure}" for name, proof in proofs.items() for failure in proof.failures]
 
 
-def _grid_of(runner: OnnxRunner, artifact: ModelArtifact) -> Grid:
+def _grid_of(runner: FileRunner, artifact: ModelArtifact) -> Grid:
     stated: Any = runner.facts.values.get("proof")
     grid = read_grid(stated)
     if grid is None or any(runner.resolutions.refusal(*size) for size in grid):

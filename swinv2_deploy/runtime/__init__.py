@@ -3,16 +3,33 @@
 from swinv2_deploy.runtime.load import load_runner
 from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
+from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
 from swinv2_deploy.runtime.proof import Proof, prove
-from swinv2_deploy.runtime.runner import Array, Precision, Provider, Runner
+from swinv2_deploy.runtime.runner import (
+    Array,
+    BackEnd,
+    FileRunner,
+    FloatPrecision,
+    Precision,
+    ProductMode,
+    Products,
+    Provider,
+    Runner,
+)
 from swinv2_deploy.runtime.torch_runner import TorchRunner
 
 __all__ = [
     "Array",
+    "BackEnd",
     "BoolArray",
+    "FileRunner",
+    "FloatPrecision",
     "Masks",
     "OnnxRunner",
+    "OpenVinoRunner",
     "Precision",
+    "ProductMode",
+    "Products",
     "Proof",
     "Provider",
     "Runner",

@@ -11,28 +11,46 @@ from swinv2_deploy.errors import ArtifactError
 from swinv2_deploy.modeling.io import WEIGHTS
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
-from swinv2_deploy.runtime.runner import Provider
+from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
+from swinv2_deploy.runtime.runner import BackEnd, FileRunner, FloatPrecision, ProductMode, Provider
 
 
-def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = None, provider: Provider = "cpu") -> OnnxRunner:
+def load_runner(
+    artifact: ModelArtifact,
+    name: str,
+    *,
+    back_end: BackEnd = "onnxruntime",
+    threads: int | None = None,
+    provider: Provider = "cpu",
+    float_precision: FloatPrecision = "f32",
+    products: ProductMode = "exact",
+) -> FileRunner:
     """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
 
     Args:
         artifact: Artifact with that file.
         name: Name of the file without suffix.
-        threads: CPU threads; None leaves ONNX Runtime's choice.
-        provider: Execution provider to run on.
+        back_end: Library that runs it.
+        threads: CPU threads; None leaves the library's choice.
+        provider: Execution provider, for ONNX Runtime.
+        float_precision: What is computed with where no integers are, for OpenVINO.
+        products: How integers are multiplied.
 
     Raises:
         ArtifactError: When the file is missing, was changed, or was made for another model.
-        RunnerError: When ONNX Runtime refuses it.
-        BackendMissing: When the provider is not usable on this machine.
+        RunnerError: When the library refuses it.
+        BackendMissing: When the library, the provider or the precision is not usable on this machine.
     """
     path = artifact.file(f"onnx/{name}.onnx")
     for extra in artifact.lineage.files:
         if extra.startswith(f"onnx/{name}.onnx"):
             artifact.file(extra)
-    runner = OnnxRunner(path, threads=threads, provider=provider, masks=masks_for(artifact.config))
+    masks = masks_for(artifact.config)
+    runner: FileRunner
+    if back_end == "openvino":
+        runner = OpenVinoRunner(path, threads=threads, precision=float_precision, products=products, masks=masks)
+    else:
+        runner = OnnxRunner(path, threads=threads, provider=provider, products=products, masks=masks)
     for extra in runner.facts.external:
         if not extra.startswith(f"{name}.onnx"):
             artifact.file(f"onnx/{extra}")

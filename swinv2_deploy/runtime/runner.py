@@ -5,7 +5,8 @@ Shape letters: B batch, H W height and width of the images in px.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,20 @@ from reference_model.config import DECODER_TASKS, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError
 
+if TYPE_CHECKING:
+    from swinv2_deploy.runtime.onnx_file import OnnxFacts
+
 Array = NDArray[np.float32]
 Precision = Literal["fp32", "int8", "uint8"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
+BackEnd = Literal["onnxruntime", "openvino"]
+"""Libraries that run an exported file."""
+FloatPrecision = Literal["f32", "bf16"]
+"""What OpenVINO computes everything in that is not an integer."""
+ProductMode = Literal["exact", "fast"]
+"""How 8-bit integers are multiplied. ``exact``: never saturated. ``fast``: as the back end does by itself."""
+Products = Literal["exact", "may saturate", "not checked", "none"]
+"""How they were found to be: ``not checked`` on another device than the CPU, ``none`` in a file without integers."""
 
 
 class Runner(Protocol):
@@ -44,6 +56,30 @@ class Runner(Protocol):
 
     def run(self, images: Array) -> dict[str, Array]:
         """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W)."""
+
+
+class FileRunner(Runner, Protocol):
+    """A runner of an exported file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def facts(self) -> OnnxFacts:
+        """What the file says of itself."""
+
+    @property
+    def resolutions(self) -> ResolutionRange:
+        """Sizes it accepts."""
+
+    @property
+    def back_end(self) -> BackEnd:
+        """Library that runs it."""
+
+    @property
+    def integer_products(self) -> Products:
+        """Whether products of integers are exact on this machine."""
 
 
 def output_names(config: SwinV2Config) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from swinv2_deploy.verify.compare import Progress, verify
 from swinv2_deploy.verify.report import CandidateReport, Check, DriftReport
-from swinv2_deploy.verify.spec import VerifySpec, parse_sizes
+from swinv2_deploy.verify.spec import VerifySpec, parse_back_ends, parse_sizes
 from swinv2_deploy.verify.tolerances import DEFAULTS, Tolerances, load_tolerances
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Tolerances",
     "VerifySpec",
     "load_tolerances",
+    "parse_back_ends",
     "parse_sizes",
     "verify",
 ]

@@ -15,8 +15,9 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
-from swinv2_deploy.runtime import OnnxRunner, Runner, TorchRunner, load_runner, masks_for
+from swinv2_deploy.runtime import FileRunner, Runner, TorchRunner, masks_for
 from swinv2_deploy.runtime.load import preprocessing_for
+from swinv2_deploy.verify.candidates import BASELINE, back_end_notices, back_end_versions, load_candidate, load_candidates
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -27,9 +28,6 @@ from swinv2_deploy.verify.spec import VerifySpec
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
-
-BASELINE = "model"
-"""The ONNX file that sizes and latencies are compared with."""
 
 
 def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambda what, done, total: None) -> DriftReport:
@@ -53,7 +51,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             f"The weights of {artifact.name} are untrained, so no figure says anything about accuracy; export trained ones, or "
             "use --allow-untrained to check that the files compute the same."
         )
-    runners = _load_candidates(artifact, spec)
+    runners = load_candidates(artifact, spec)
     sizes = _sweep(runners, artifact, spec)
     images = choose_images(artifact, spec)
     session = _Session(artifact, spec, runners, images, progress)
@@ -80,11 +78,13 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         size = runner.facts.size_bytes
         candidates.append(
             CandidateReport(
-                name=name,
+                name=runner.name,
+                back_end=runner.back_end,
                 file=file,
                 sha256=artifact.lineage.files[file],
                 precision=runner.precision,
                 provider=runner.provider,
+                integer_products=runner.integer_products,
                 size_bytes=size,
                 size_ratio=size / session.baseline.facts.size_bytes if session.baseline is not None else None,
                 outputs=outputs,
@@ -108,12 +108,12 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         skipped=tuple(images.skipped),
         excluded=images.excluded,
         noise=session.noise,
-        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec)),
+        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec) + back_end_notices(runners, artifact, spec)),
         spec=spec.to_dict(),
         tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=time.perf_counter() - started,
-        tools=_tools(),
+        tools=_tools() | back_end_versions(spec),
         candidates=tuple(candidates),
     )
 
@@ -125,12 +125,12 @@ class _Session:
         self,
         artifact: ModelArtifact,
         spec: VerifySpec,
-        runners: dict[str, OnnxRunner],
+        runners: dict[str, FileRunner],
         images: VerifyImages,
         progress: Progress,
     ) -> None:
         # Files of one size each are given the photographs at that size.
-        self.groups: dict[Preprocessing, dict[str, OnnxRunner]] = {}
+        self.groups: dict[Preprocessing, dict[str, FileRunner]] = {}
         for name, runner in runners.items():
             self.groups.setdefault(preprocessing_for(artifact, runner.resolutions), {})[name] = runner
         self.preprocessing = next(iter(self.groups))
@@ -154,7 +154,7 @@ class _Session:
             )
         self.baseline = runners.get(BASELINE)
         if self.baseline is None and BASELINE in artifact.onnx_files:
-            self.baseline = load_runner(artifact, BASELINE, threads=spec.threads, provider=spec.provider)
+            self.baseline = load_candidate(artifact, BASELINE, spec.back_ends[0], spec)
 
     def compare(self) -> dict[str, DriftMeter]:
         """Every candidate on every photograph, at the native size."""
@@ -222,18 +222,7 @@ class _Session:
         return {name: tuple(times) for name, times in found.items()}
 
 
-def _load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, OnnxRunner]:
-    known = list(artifact.onnx_files)
-    unknown = [name for name in spec.candidates if name not in known]
-    if not known:
-        raise ArtifactError(f"{artifact.path} has no ONNX file; make one with 'swinv2-deploy export'.")
-    if unknown:
-        raise SpecError(f"{artifact.name} has no ONNX file named {unknown}; it has {known}.")
-    chosen = dict.fromkeys(spec.candidates) or known
-    return {name: load_runner(artifact, name, threads=spec.threads, provider=spec.provider) for name in chosen}
-
-
-def _sweep(runners: dict[str, OnnxRunner], artifact: ModelArtifact, spec: VerifySpec) -> list[Size]:
+def _sweep(runners: dict[str, FileRunner], artifact: ModelArtifact, spec: VerifySpec) -> list[Size]:
     for size in spec.sizes:
         reasons = {runner.name: runner.resolutions.refusal(*size) for runner in runners.values()}
         if all(reasons.values()):
@@ -249,7 +238,7 @@ def _sweep(runners: dict[str, OnnxRunner], artifact: ModelArtifact, spec: Verify
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
 
-def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
+def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
     notices = []
     first = next(iter(runners.values()))
     largest = first.resolutions.max
@@ -268,10 +257,7 @@ def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelA
 
 
 def _tools() -> dict[str, str]:
-    import onnxruntime
-
-    # Read from the modules: onnxruntime is a module of several distributions.
-    versions = {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    versions = {"torch": torch.__version__, "numpy": np.__version__}
     return {"swinv2-deploy": __version__} | {name: str(version) for name, version in versions.items()}
 
 

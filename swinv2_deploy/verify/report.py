@@ -21,6 +21,9 @@ from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
 
 SCHEMA = 1
 
+BACK_ENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+"""What back ends are called in sentences."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
@@ -102,10 +105,12 @@ class CandidateReport:
 
     Attributes:
         name: File name without suffix.
+        back_end: Library that ran it.
         file: Path inside the artifact.
         sha256: Its hash.
         precision: Number format.
         provider: What computed it, as the back end reports.
+        integer_products: Whether products of integers are exact on this machine.
         size_bytes: The file with its external data.
         size_ratio: Over that of ``model.onnx``; None without one.
         outputs: Drift of each output.
@@ -118,10 +123,12 @@ class CandidateReport:
     """
 
     name: str
+    back_end: str
     file: str
     sha256: str
     precision: str
     provider: str
+    integer_products: str
     size_bytes: int
     size_ratio: float | None
     outputs: Mapping[str, OutputDrift]
@@ -131,6 +138,16 @@ class CandidateReport:
     slots: SlotDrift
     latencies: tuple[Latency, ...]
     checks: tuple[Check, ...]
+
+    @property
+    def label(self) -> str:
+        """Its name, with the back end where that is not ONNX Runtime."""
+        return self.name if self.back_end == "onnxruntime" else f"{self.name} in {BACK_ENDS[self.back_end]}"
+
+    @property
+    def title(self) -> str:
+        """The same with the suffix of the file."""
+        return self.label.replace(self.name, f"{self.name}.onnx", 1)
 
     @property
     def passed(self) -> bool:
@@ -188,13 +205,13 @@ class DriftReport:
     @property
     def failures(self) -> tuple[str, ...]:
         """One line for every gate that failed."""
-        checks = [(candidate.name, check) for candidate in self.candidates for check in candidate.checks]
+        checks = [(candidate.label, check) for candidate in self.candidates for check in candidate.checks]
         return tuple(f"{name}: {check.text}" for name, check in checks if check.passed is False)
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        names = ", ".join(f"{item.name}.onnx" for item in self.candidates if item.passed == self.passed)
+        names = ", ".join(item.title for item in self.candidates if item.passed == self.passed)
         if not self.passed:
             return f"FAIL: {names}: drift beyond tolerance."
         if self.weights == "untrained":

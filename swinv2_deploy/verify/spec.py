@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from swinv2_deploy.errors import SpecError
-from swinv2_deploy.runtime.runner import Precision, Provider
+from swinv2_deploy.runtime.runner import BackEnd, FloatPrecision, Precision, ProductMode, Provider
 from swinv2_deploy.verify.tolerances import DEFAULTS, Tolerances
 
 LabelMode = Literal["match", "auto", "ignore"]
@@ -30,7 +30,10 @@ class VerifySpec:
         tolerances: Largest drift that passes, by precision.
         labels: What the folder's classes must be.
         threads: CPU threads of every runner; None leaves each its choice.
+        back_ends: Libraries that run every file; latencies are compared with the first one's.
         provider: ONNX Runtime's execution provider.
+        openvino_precision: What OpenVINO computes in where no integers are.
+        integer_products: How integers are multiplied: exactly, or as each library does by itself.
         latency_seconds: Time for the latency comparison, in s; 0 leaves it out.
         exclude_overlap: Whether images the artifact was calibrated or trained on are left out instead of refused.
         allow_untrained: Whether weights that were never trained are accepted.
@@ -46,7 +49,10 @@ class VerifySpec:
     tolerances: Mapping[Precision, Tolerances] = field(default_factory=lambda: dict(DEFAULTS))
     labels: LabelMode = "match"
     threads: int | None = None
+    back_ends: tuple[BackEnd, ...] = ("onnxruntime",)
     provider: Provider = "cpu"
+    openvino_precision: FloatPrecision = "f32"
+    integer_products: ProductMode = "exact"
     latency_seconds: float = 3.0
     exclude_overlap: bool = False
     allow_untrained: bool = False
@@ -65,16 +71,37 @@ class VerifySpec:
             raise SpecError(f"latency_seconds is {self.latency_seconds}; expected 0 or more.")
         if self.labels not in get_args(LabelMode):
             raise SpecError(f"labels is {self.labels!r}; expected one of {list(get_args(LabelMode))}.")
-        if self.provider not in get_args(Provider):
-            raise SpecError(f"There is no provider {self.provider!r}; expected one of {list(get_args(Provider))}.")
+        self._check_back_ends()
         missing = [name for name in get_args(Precision) if name not in self.tolerances]
         if missing:
             raise SpecError(f"tolerances lacks {missing}; start from verify.tolerances.DEFAULTS.")
+
+    def _check_back_ends(self) -> None:
+        for name, kind in (
+            ("provider", Provider),
+            ("openvino_precision", FloatPrecision),
+            ("integer_products", ProductMode),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise SpecError(f"There is no {name} {getattr(self, name)!r}; expected one of {list(get_args(kind))}.")
+        unknown = [name for name in self.back_ends if name not in get_args(BackEnd)]
+        if unknown or not self.back_ends or len(set(self.back_ends)) < len(self.back_ends):
+            raise SpecError(
+                f"back_ends is {list(self.back_ends)}; expected one or more of {list(get_args(BackEnd))}, each once."
+            )
+        for name, default, owner in (("provider", "cpu", "onnxruntime"), ("openvino_precision", "f32", "openvino")):
+            if getattr(self, name) != default and owner not in self.back_ends:
+                raise SpecError(f"{name} is {getattr(self, name)!r}, which {owner} alone reads; add --runner {owner}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the tolerances."""
         names = [name for name in self.__slots__ if name not in ("tolerances", "data")]
         return {"data": str(self.data)} | {name: getattr(self, name) for name in names}
+
+
+def parse_back_ends(text: str) -> tuple[BackEnd, ...]:
+    """``"onnxruntime,openvino"`` to names; :class:`VerifySpec` refuses unknown ones."""
+    return tuple(cast(BackEnd, part.strip()) for part in text.lower().split(","))
 
 
 def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:

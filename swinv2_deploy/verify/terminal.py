@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swinv2_deploy.verify.metrics import ClassDrift
-from swinv2_deploy.verify.report import CandidateReport, DriftReport
+from swinv2_deploy.verify.report import BACK_ENDS, CandidateReport, DriftReport
 
 BASELINE = "model"
 MOST_FLIPS = 10
@@ -20,10 +20,9 @@ MOST_FLIPS = 10
 def drift_table(report: DriftReport) -> Table:
     """Everything that was measured."""
     title = f"Drift from {report.reference} on {_count(report.images, 'image')}; top-1 is reference -> file"
-    table = Table(
-        "", *(f"{item.name}.onnx" for item in report.candidates), title=title, title_justify="left", title_style="bold"
-    )
-    columns = [dict(_rows(item)) for item in report.candidates]
+    table = Table("", *(item.title for item in report.candidates), title=title, title_justify="left", title_style="bold")
+    first = next((item for item in report.candidates if item.name == BASELINE), None)
+    columns = [dict(_rows(item, baseline=item is first)) for item in report.candidates]
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "-") for column in columns))
     table.add_section()
@@ -42,14 +41,14 @@ def notes(report: DriftReport) -> Iterator[str]:
     for candidate in report.candidates:
         for check in candidate.checks:
             if check.passed is None:
-                yield f"[yellow]undecided:[/] {candidate.name}: {escape(check.text)}"
+                yield f"[yellow]undecided:[/] {candidate.label}: {escape(check.text)}"
             elif (
                 check.passed
                 and "float32 noise" in check.text
                 and check.name.startswith("max abs ")
                 and " at " not in check.name
             ):
-                yield f"[yellow]note:[/] {candidate.name}: judged against the noise floor: {escape(check.text)}."
+                yield f"[yellow]note:[/] {candidate.label}: judged against the noise floor: {escape(check.text)}."
 
 
 def flip_lines(report: DriftReport) -> Iterator[str]:
@@ -57,7 +56,7 @@ def flip_lines(report: DriftReport) -> Iterator[str]:
     for candidate in report.candidates:
         flips = candidate.classes.flips if candidate.classes is not None else ()
         if flips:
-            yield f"{candidate.name}: {_count(len(flips), 'flip')}, reference -> file (logits apart in the reference)"
+            yield f"{candidate.label}: {_count(len(flips), 'flip')}, reference -> file (logits apart in the reference)"
         for flip in flips[:MOST_FLIPS]:
             label = f", is {flip.label}" if flip.label else ""
             tie = ", tied" if flip.tie else ""
@@ -81,9 +80,11 @@ def best_file(report: DriftReport) -> Path:
     return Path(report.artifact) / best.file
 
 
-def _rows(item: CandidateReport) -> Iterator[tuple[str, str]]:
+def _rows(item: CandidateReport, *, baseline: bool) -> Iterator[tuple[str, str]]:
     yield "precision", item.precision
-    yield "ONNX Runtime", item.provider.removesuffix("ExecutionProvider")
+    yield BACK_ENDS[item.back_end], item.provider.removesuffix("ExecutionProvider")
+    if item.integer_products != "none":
+        yield "integer products", item.integer_products
     if item.classes is not None:
         yield from _class_rows(item.classes)
     for name, drift in item.outputs.items():
@@ -107,8 +108,8 @@ def _rows(item: CandidateReport) -> Iterator[tuple[str, str]]:
     for latency in item.latencies:
         first, third = latency.spread
         yield f"batch of {latency.batch}", f"{latency.median_ms:.1f} ms"
-        yield f"  speed, batch {latency.batch}", "1" if item.name == BASELINE else f"{latency.speedup:.2f}x"
-        yield f"  quartiles, {latency.batch}", "-" if item.name == BASELINE else f"{first:.2f}x to {third:.2f}x"
+        yield f"  speed, batch {latency.batch}", "1" if baseline else f"{latency.speedup:.2f}x"
+        yield f"  quartiles, {latency.batch}", "-" if baseline else f"{first:.2f}x to {third:.2f}x"
     yield "file", f"{item.size_bytes / 2**20:.1f} MiB"
     if item.size_ratio is not None:
         yield "size over FP32", f"{item.size_ratio:.2f}x"

@@ -34,6 +34,7 @@ from swinv2_deploy.quantize.qdq import insert_qdq, quantize_weight
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 from swinv2_deploy.runtime import OnnxRunner, masks_for
+from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS, saturates
 
 SPEC = QuantizeSpec(calibrator="max", unsigned="always")
 
@@ -145,11 +146,12 @@ def emulated(
     return out.numpy(), (step * rounded.abs().amax(dim=1)).numpy()
 
 
-def exact_session(path: Path) -> ort.InferenceSession:
-    """Integer products without the 16-bit saturation of CPUs that lack VNNI."""
+def session_of(file: Path) -> ort.InferenceSession:
+    """A session that multiplies integers exactly on every CPU."""
     options = ort.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if saturates():
+        options.add_session_config_entry(*EXACT_PRODUCTS)
+    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("name", ["model_int8", "model_uint8"])
@@ -184,7 +186,7 @@ def test_every_layer_computes_what_a_fake_quantizer_does(
         if value not in watched[:index]:
             proto.graph.output.append(onnx.helper.make_tensor_value_info(value, kind, None))
     onnx.save(proto, tmp_path / "watched.onnx")
-    session = exact_session(tmp_path / "watched.onnx")
+    session = session_of(tmp_path / "watched.onnx")
     found = dict(zip(watched, session.run(watched, {"pixel_values": images_of(photos)}), strict=True))
 
     for index, site in enumerate(sites):
@@ -197,7 +199,7 @@ def test_every_layer_computes_what_a_fake_quantizer_does(
 def test_both_forms_and_the_float_model_agree(result: QuantizeResult, photos: Path) -> None:
     """The signed and unsigned graphs hold the same numbers; both are near the float one, and neither is it."""
     logits = {
-        name: exact_session(file).run(None, {"pixel_values": images_of(photos)})[0]
+        name: session_of(file).run(None, {"pixel_values": images_of(photos)})[0]
         for name, file in result.artifact.onnx_files.items()
     }
     spread = np.abs(logits["model"]).max()

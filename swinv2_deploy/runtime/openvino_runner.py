@@ -1,0 +1,171 @@
+"""OpenVINO on the CPU as a runner: the same files as ONNX Runtime, in the precision that was asked for and no other."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
+from swinv2_deploy.runtime.masks import MASK_INPUT, BoolArray, Masks, checked_mask
+from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
+from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, ProductMode, Products, check_images
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, Core
+
+DEVICE = "CPU"
+NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""How OpenVINO spells a precision when it is asked for one, by how it spells the one it uses."""
+
+EXACT_PRODUCTS = {"LP_TRANSFORMS_MODE": "NO"}
+"""Leaves quantized layers to the float32 kernels, which hold the sums of a SwinV2 layer's integers to float32's rounding.
+
+Not documented by OpenVINO, so whether it helps is measured."""
+
+
+class OpenVinoRunner:
+    """Runs an exported ONNX file in OpenVINO on the CPU.
+
+    Args:
+        path: File that ``export`` or ``quantize`` wrote.
+        threads: CPU threads; None leaves OpenVINO's choice.
+        precision: Format of everything that is not an integer. OpenVINO itself would take bfloat16 wherever the CPU has it.
+        products: Whether integers are multiplied exactly on every CPU, or as OpenVINO does by itself.
+        masks: What a masked image model hides where :meth:`run` is not told; None means nothing.
+
+    Attributes:
+        inference_precision: Format that the compiled model really uses, as it reports.
+        integer_products: What the products of integers really are here, measured.
+
+    Raises:
+        RunnerError: When the file is missing, damaged, not ours, or OpenVINO refuses it.
+        BackendMissing: When OpenVINO is not installed, or the CPU lacks the precision.
+        SpecError: On an unknown precision or mode, or a number of threads below 1.
+    """
+
+    back_end: BackEnd = "openvino"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        precision: FloatPrecision = "f32",
+        products: ProductMode = "exact",
+        masks: Masks | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise SpecError(f"threads is {threads}; expected at least 1.")
+        if precision not in get_args(FloatPrecision):
+            raise SpecError(f"There is no precision {precision!r}; expected one of {list(get_args(FloatPrecision))}.")
+        check_mode(products)
+        _require(precision)
+        self.path = path
+        self.name = path.stem
+        self.facts = read_facts(path)
+        self.precision = self.facts.precision
+        if self.precision == "uint8":
+            raise RunnerError(
+                f"{path} is the form for ONNX Runtime alone, which OpenVINO computes without its integer kernels; run "
+                "model_int8.onnx, the same numbers, instead."
+            )
+        self.resolutions = self.facts.resolutions
+        integers = has_integers(self.precision)
+        exact = integers and products == "exact" and saturates()
+        self._model = _compiled(path, _options(threads, precision, exact=exact))
+        self.inference_precision = _used_precision(self._model)
+        if self.inference_precision != precision:
+            raise BackendMissing(
+                f"OpenVINO computes {path.name} in {self.inference_precision} where {precision} was asked for; use another "
+                "precision."
+            )
+        devices = ", ".join(self._model.get_property("EXECUTION_DEVICES"))
+        self.provider = f"{devices} {self.inference_precision}"
+        self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if integers else None)
+        self.output_names = tuple(output.get_any_name() for output in self._model.outputs)
+        self._masks = masks
+        self._request = self._model.create_infer_request()
+
+    def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), with masks (B, P) for a masked image model.
+
+        Raises:
+            RunnerError: When the size is outside the file's range, the images or masks have another form, or OpenVINO fails.
+        """
+        check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
+        if bool_masked_pos is None and self._masks is not None:
+            bool_masked_pos = self._masks(images)
+        mask = checked_mask(bool_masked_pos, images, self.facts.config, self.name)
+        feeds = {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})
+        try:
+            outputs = self._request.infer(feeds)
+        except (RuntimeError, MemoryError) as error:
+            size = "x".join(map(str, images.shape))
+            raise RunnerError(f"OpenVINO failed on {self.path} with images of {size}: {error}") from error
+        # The request owns its outputs and writes the next ones over them.
+        return {name: np.array(outputs[index]) for index, name in enumerate(self.output_names)}
+
+
+def saturates() -> bool:
+    """Whether OpenVINO, left alone, saturates products of integers on this CPU.
+
+    Raises:
+        BackendMissing: When OpenVINO is not installed.
+    """
+    return not _is_exact(exact=False)
+
+
+@cache
+def _core() -> Core:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendMissing(
+            f"OpenVINO is not usable here ({error}); install it with: pip install 'swinv2-deploy[openvino]'"
+        ) from error
+    return openvino.Core()
+
+
+def _require(precision: FloatPrecision) -> None:
+    capabilities = [name.lower() for name in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")]
+    if precision != "f32" and precision not in capabilities:
+        raise BackendMissing(f"This CPU has no {precision} for OpenVINO, only {', '.join(capabilities)}; use f32.")
+
+
+def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        # As in the runner for ONNX Runtime: the published mask of -100 leaves denormal numbers behind exp().
+        "CPU_DENORMALS_OPTIMIZATION": True,
+    }
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return options | (EXACT_PRODUCTS if exact else {})
+
+
+def _compiled(path: Path, options: dict[str, Any]) -> CompiledModel:
+    try:
+        return _core().compile_model(str(path), DEVICE, options)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error
+
+
+@cache
+def _is_exact(*, exact: bool) -> bool:
+    core = _core()
+    try:
+        model = core.compile_model(core.read_model(probe_model()), DEVICE, _options(1, "f32", exact=exact))
+    except RuntimeError:
+        return False  # a version that does not know the option has no way to be exact either
+    return is_exact(model(probe_input())[0])
+
+
+def _used_precision(model: CompiledModel) -> str:
+    name = str(model.get_property("INFERENCE_PRECISION_HINT").to_string())
+    return NAMES.get(name, name)

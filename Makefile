@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCH_VENV ?= .venv-bench
 PACKAGES := reference_model calibration swinv2_deploy
 
 .DEFAULT_GOAL := help
@@ -41,12 +42,19 @@ format: $(VENV)/.dev  ## Format the code and sort the imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## Run every benchmark of the project (benchmarks/bench_*.py)
+# timm, transformers, OpenVINO and NNCF beside this checkout, apart from everything else: 6 GB with PyTorch's default build.
+$(BENCH_VENV)/.peers: benchmarks/peers/requirements.txt benchmarks/peers/constraints.txt
+	test -x $(BENCH_VENV)/bin/python || "$(PYTHON)" -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet -r benchmarks/peers/requirements.txt -c benchmarks/peers/constraints.txt
+	@touch $@
+
+bench: $(VENV)/.dev $(BENCH_VENV)/.peers  ## Compare speed with other toolchains (PEERS='--quick ...'), then run every other benchmark
+	$(BENCH_VENV)/bin/python -m benchmarks.peers $(PEERS)
 	set -e; for script in $(wildcard benchmarks/bench_*.py); do $(BIN)/python $$script; done
 
 golden: $(VENV)/.dev  ## Rewrite the golden files (tests/golden/make_*.py); review the diff
 	set -e; for script in $(wildcard tests/golden/make_*.py); do $(BIN)/python $$script; done
 
-clean:  ## Remove .venv, build/, dist/ and all caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:  ## Remove .venv, .venv-bench, build/, dist/ and all caches
+	rm -rf $(VENV) $(BENCH_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,6 +48,12 @@ def export_command(
     max_res: Annotated[
         str | None, typer.Option("--max-res", help="Largest height x width in px. Default: 4 x the size.")
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision", help="fp16, bf16: write such a graph too; repeatable, or fp32,fp16,bf16. FP32 is always written."
+        ),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -63,7 +69,7 @@ def export_command(
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
-        from swinv2_deploy.export.spec import ExportSpec, parse_size
+        from swinv2_deploy.export.spec import ExportSpec, parse_precisions, parse_size
         from swinv2_deploy.modeling.request import SourceRequest, as_task
 
         request = SourceRequest(
@@ -82,6 +88,7 @@ def export_command(
             static=static,
             smallest=parse_size(min_res) if min_res else None,
             largest=parse_size(max_res) if max_res else None,
+            half_precisions=parse_precisions(precision or ()),
         )
         _run(request, spec, out, output, force=force, dry_run=dry_run)
 
@@ -121,9 +128,16 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
     output.say(
         "  equal to the reference model: " + ", ".join(f"{name} px within {error:.0e}" for name, error in tested.items())
     )
+    halves = {name: artifact.onnx_files[f"model_{name}"] for name in spec.half_precisions}
+    for half in halves.values():
+        drift = ", ".join(f"{name} px within {error:.0e}" for name, error in artifact_tested_sizes(half).items())
+        output.say(f"{half} ({half.stat().st_size / 2**20:.1f} MiB)\n  from the reference model: {drift}")
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
-    output.result(content | {"onnx": str(file), "seconds": seconds, "tested_sizes": tested})
+    output.result(
+        content
+        | {"onnx": str(file), "seconds": seconds, "tested_sizes": tested, "half": {k: str(v) for k, v in halves.items()}}
+    )
 
 
 def artifact_tested_sizes(file: Path) -> dict[str, float]:

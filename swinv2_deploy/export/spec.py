@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from reference_model.config import SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
@@ -16,6 +17,9 @@ LARGEST_OVER_NATIVE = 4
 SMALLEST = 32
 """The default range begins here, in px."""
 
+HalfPrecision = Literal["fp16", "bf16"]
+"""Number formats of 16 bits that a graph can be written in beside FP32."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSpec:
@@ -26,14 +30,20 @@ class ExportSpec:
         static: Whether the graph takes that one size only (any batch).
         smallest: Smallest (height, width) in px; None means 32 px. Raising it to where no window shrinks folds the position bias.
         largest: Largest (height, width) in px; None means four times ``resolution``.
+        half_precisions: Further graphs to write, ``model_fp16.onnx`` and ``model_bf16.onnx``. ``model.onnx`` is always written.
     """
 
     resolution: tuple[int, int] | None = None
     static: bool = False
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    half_precisions: tuple[HalfPrecision, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.half_precisions != tuple(name for name in get_args(HalfPrecision) if name in self.half_precisions):
+            raise SpecError(
+                f"half_precisions is {self.half_precisions!r}; expected some of {get_args(HalfPrecision)}, in order."
+            )
         if self.static and (self.smallest or self.largest):
             raise SpecError("A static graph has one size; leave out --min-res and --max-res, or --static.")
 
@@ -70,3 +80,19 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None or int(match[1]) == 0 or (match[2] is not None and int(match[2]) == 0):
         raise SpecError(f"{text!r} is not a size; expected for example 384 or 384x512 (height x width, in px).")
     return (int(match[1]), int(match[2] or match[1]))
+
+
+def parse_precisions(texts: Sequence[str]) -> tuple[HalfPrecision, ...]:
+    """``["fp32,fp16", "bf16"]`` to the formats beside FP32, which is written in any case.
+
+    Raises:
+        SpecError: When a name is none of fp32, fp16 and bf16.
+    """
+    names = [name.strip().lower() for text in texts for name in text.split(",")]
+    for name in names:
+        if name not in ("fp32", *get_args(HalfPrecision)):
+            raise SpecError(
+                f"{name!r} is not a precision that export writes; expected fp32, fp16 or bf16, for example --precision fp16,bf16. "
+                "INT8 needs images: use 'swinv2-deploy quantize'."
+            )
+    return tuple(half for half in get_args(HalfPrecision) if half in names)

@@ -1,4 +1,4 @@
-"""The export stage: a model becomes an artifact with ``onnx/model.onnx``."""
+"""The export stage: a model becomes an artifact with ``onnx/model.onnx``, and in half precision where that was asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import onnx_ir as ir
 from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
 from swinv2_deploy.errors import ExportError
-from swinv2_deploy.export.check import check_graph
+from swinv2_deploy.export.check import check_graph, check_half_graph
+from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, write_model_files
@@ -25,11 +26,11 @@ LARGEST_INLINE = 1_900_000_000
 
 
 def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False) -> ModelArtifact:
-    """Write an artifact with weights, preprocessing and an FP32 ONNX graph that was run against the reference model.
+    """Write an artifact with weights, preprocessing and ONNX graphs that were run against the reference model.
 
     Args:
         source: Model to export, and where it comes from.
-        spec: Sizes of the graph.
+        spec: Sizes and precisions of the graphs.
         path: Artifact folder to make.
         force: Whether an artifact that is already there is replaced.
 
@@ -52,19 +53,32 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
         parent=source.parent,
         seed=source.seed,
     )
-    with write_artifact(path, lineage, force=force, needed_bytes=3 * size) as folder:
+    needed = 3 * size + size * len(spec.half_precisions) // 2
+    with write_artifact(path, lineage, force=force, needed_bytes=needed) as folder:
         write_model_files(folder, model, source.preprocessing)
         source.copy_evidence(folder)
+        model_sha256 = file_sha256(folder / WEIGHTS)
         file = folder / "onnx" / "model.onnx"
         file.parent.mkdir()
         graph = SwinGraph(model.config, weights, resolutions).build(__version__)
-        if size > LARGEST_INLINE:
-            ir.save(graph, file, external_data=f"{file.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
-        else:
-            ir.save(graph, file)
+        save_graph(graph, file, size)
         errors = check_graph(file, model, resolutions)
-        describe(file, source, resolutions, file_sha256(folder / WEIGHTS), {"precision": "fp32", "tested_sizes": errors})
+        describe(file, source, resolutions, model_sha256, {"precision": "fp32", "tested_sizes": errors})
+        for precision in spec.half_precisions:
+            file = folder / "onnx" / f"model_{precision}.onnx"
+            save_graph(half_from_float32(graph.clone(), precision), file, size // 2)
+            errors, how = check_half_graph(file, model, resolutions, precision)
+            facts = {"precision": precision, "tested_sizes": errors, "tested_with": how}
+            describe(file, source, resolutions, model_sha256, facts)
     return read_artifact(path)
+
+
+def save_graph(graph: ir.Model, file: Path, size: int) -> None:
+    """Write a graph with ``size`` bytes of weights, these outside where they are too many for one file."""
+    if size > LARGEST_INLINE:
+        ir.save(graph, file, external_data=f"{file.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
+    else:
+        ir.save(graph, file)
 
 
 def describe(file: Path, source: Source, resolutions: ResolutionRange, model_sha256: str, facts: Mapping[str, Any]) -> None:

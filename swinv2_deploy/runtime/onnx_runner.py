@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
+from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.runner import Array, Provider, check_images
 
@@ -29,6 +30,10 @@ class OnnxRunner:
         threads: CPU threads; None leaves ONNX Runtime's choice.
         provider: Execution provider to run on.
 
+    Attributes:
+        emulated: Whether results are computed in float32 and rounded to the file's type, as ONNX Runtime has no BF16 kernels on
+            a CPU. Such a runner tells how far the file drifts, and nothing about its speed.
+
     Raises:
         RunnerError: When the file is missing, damaged, not ours, or ONNX Runtime refuses it.
         BackendMissing: When the provider is not usable on this machine.
@@ -45,8 +50,9 @@ class OnnxRunner:
         self.facts = read_facts(path)
         self.precision = self.facts.precision
         self.resolutions = self.facts.resolutions
-        self._session = _session(path, threads, provider)
-        self.provider: str = self._session.get_providers()[0]
+        self.emulated = self.precision == "bf16" and provider == "cpu"
+        self._session = _session(path, threads, provider, emulated=self.emulated)
+        self.provider: str = ("bf16 emulated, " if self.emulated else "") + self._session.get_providers()[0]
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, images: Array) -> dict[str, Array]:
@@ -64,7 +70,7 @@ class OnnxRunner:
         return dict(zip(self.output_names, outputs, strict=True))
 
 
-def _session(path: Path, threads: int | None, provider: Provider) -> InferenceSession:
+def _session(path: Path, threads: int | None, provider: Provider, *, emulated: bool) -> InferenceSession:
     import onnxruntime
 
     wanted = PROVIDERS[provider]
@@ -83,8 +89,11 @@ def _session(path: Path, threads: int | None, provider: Provider) -> InferenceSe
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
+    if emulated:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        source = emulated_bytes(path) if emulated else str(path)
+        session = onnxruntime.InferenceSession(source, options, providers=[wanted])
     except _failures() as error:
         raise RunnerError(f"ONNX Runtime does not load {path}: {error}. Export it again.") from error
     used = session.get_providers()[0]

@@ -15,7 +15,7 @@ from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "int8", "uint8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "uint8"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
 

@@ -202,7 +202,9 @@ class _Session:
         if self.baseline is None or self.spec.latency_seconds == 0:
             return {}
         image: Array = self.preprocessing(self.photo)[None]
-        timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners}
+        # An emulation tells nothing about speed.
+        own = {name: runner for name, runner in self.runners.items() if not runner.emulated}
+        timed: dict[str, Runner] = {BASELINE: self.baseline, **own}
         batches = sorted({1, self.spec.batch_size})
         rounds = []
         for done, batch in enumerate(batches):
@@ -276,6 +278,11 @@ def _notices(runners: dict[str, OnnxRunner], sizes: list[Size], artifact: ModelA
     if native != artifact.preprocessing.size:
         here, trained = ("x".join(map(str, size)) for size in (native, artifact.preprocessing.size))
         notices.append(f"The files do not accept the trained size of {trained} px; images were compared at {here} px.")
+    for name in [name for name, runner in runners.items() if runner.emulated]:
+        notices.append(
+            f"ONNX Runtime has no BF16 kernels on a CPU: {name} was computed in float32 and rounded to BF16 after every operator. "
+            "Its drift is judged; its speed is not measured."
+        )
     if not artifact.lineage.weights.trained:
         notices.append("The weights are untrained: that the files compute the same is judged, accuracy means nothing.")
     return notices

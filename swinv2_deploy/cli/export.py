@@ -79,6 +79,12 @@ def export_command(
         str | None,
         typer.Option("--grid", help="Grid of --prove: full, quick, or file (what the file says). Default: full; again: file."),
     ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--precision", help="fp16, bf16: write such a graph too; repeatable, or fp32,fp16,bf16. FP32 is always written."
+        ),
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -98,7 +104,7 @@ def export_command(
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
         from swinv2_deploy.cli.prove import chosen_grid, prove_again, proved_before
-        from swinv2_deploy.export.spec import ExportSpec, as_window_policy, parse_size, parse_sizes
+        from swinv2_deploy.export.spec import ExportSpec, as_window_policy, parse_precisions, parse_size, parse_sizes
         from swinv2_deploy.modeling.request import SourceRequest, as_task
 
         request = SourceRequest(
@@ -120,6 +126,7 @@ def export_command(
             largest=parse_size(max_res) if max_res else None,
             window_policy=as_window_policy(window_policy),
             sizes=parse_sizes(sizes) if sizes else (),
+            half_precisions=parse_precisions(precision or ()),
         )
         before = proved_before(request) if prove and spec == ExportSpec() and out is None and not force else None
         if before is not None:

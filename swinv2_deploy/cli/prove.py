@@ -114,8 +114,9 @@ def shown_proof(
 def in_a_line(proof: Mapping[str, Any]) -> str:
     """What a proof, as a file's metadata holds it, found."""
     worst = max(proof["grid"], key=lambda row: max(row["errors"].values()))
+    judged = all(row["limit"] is not None for row in proof["grid"])
     return (
-        f"equals the reference model at {len(proof['grid'])} sizes within {proof['max_abs']:.0e} "
+        f"{'equals' if judged else 'follows'} the reference model at {len(proof['grid'])} sizes within {proof['max_abs']:.0e} "
         f"(worst: {worst['size'][0]}x{worst['size'][1]} px)"
     )
 
@@ -124,7 +125,7 @@ def proof_table(rows: Rows) -> Table:
     """What was found at every size."""
     table = Table(
         *("file", "px", "batches, every row", "max abs error", "at most"),
-        title="Against the reference model, FP32",
+        title="Against the reference model in FP32",
         title_justify="left",
         title_style="bold",
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from reference_model.config import WINDOW_POLICIES, SwinV2Config, WindowPolicy
 from swinv2_deploy.artifacts import ResolutionRange
@@ -16,6 +17,9 @@ LARGEST_OVER_NATIVE = 4
 
 SMALLEST = 32
 """The default range begins here, in px."""
+
+HalfPrecision = Literal["fp16", "bf16"]
+"""Number formats of 16 bits that a graph can be written in beside FP32."""
 
 
 SAMPLED_SIDES = 32
@@ -34,6 +38,7 @@ class ExportSpec:
         window_policy: ``fixed`` or ``adaptive`` windows; None keeps what the model has.
         sizes: (height, width) in px of static graphs that are written beside the one for the whole range.
         grid: Sizes and batches at which every graph is run against the reference: ``quick`` or ``full``.
+        half_precisions: Further graphs to write, ``model_fp16.onnx`` and ``model_bf16.onnx``. ``model.onnx`` is always written.
     """
 
     resolution: tuple[int, int] | None = None
@@ -43,8 +48,13 @@ class ExportSpec:
     window_policy: WindowPolicy | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     grid: GridName = "quick"
+    half_precisions: tuple[HalfPrecision, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.half_precisions != tuple(name for name in get_args(HalfPrecision) if name in self.half_precisions):
+            raise SpecError(
+                f"half_precisions is {self.half_precisions!r}; expected some of {get_args(HalfPrecision)}, in order."
+            )
         if self.static and (self.smallest or self.largest):
             raise SpecError("A static graph has one size; leave out --min-res and --max-res, or --static.")
         if self.window_policy is not None and self.window_policy not in WINDOW_POLICIES:
@@ -129,3 +139,19 @@ def parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
         SpecError: When a part is not a size.
     """
     return tuple(dict.fromkeys(parse_size(part) for part in text.split(",")))
+
+
+def parse_precisions(texts: Sequence[str]) -> tuple[HalfPrecision, ...]:
+    """``["fp32,fp16", "bf16"]`` to the formats beside FP32, which is written in any case.
+
+    Raises:
+        SpecError: When a name is none of fp32, fp16 and bf16.
+    """
+    names = [name.strip().lower() for text in texts for name in text.split(",")]
+    for name in names:
+        if name not in ("fp32", *get_args(HalfPrecision)):
+            raise SpecError(
+                f"{name!r} is not a precision that export writes; expected fp32, fp16 or bf16, for example --precision fp16,bf16. "
+                "INT8 needs images: use 'swinv2-deploy quantize'."
+            )
+    return tuple(half for half in get_args(HalfPrecision) if half in names)

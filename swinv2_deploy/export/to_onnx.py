@@ -1,4 +1,4 @@
-"""The export stage: a model becomes an artifact with ``onnx/model.onnx``, and a static graph for every size that was named."""
+"""The export stage: a model becomes an artifact with ``onnx/model.onnx``, and with static or half-precision graphs if asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from swinv2_deploy.artifacts import Lineage, ModelArtifact, file_sha256, read_ar
 from swinv2_deploy.errors import ExportError, ToleranceExceeded
 from swinv2_deploy.export.check import Progress, check_graph, failures
 from swinv2_deploy.export.metadata import check_valid, describe
+from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.export.write import OnnxWriter
@@ -18,7 +19,7 @@ from swinv2_deploy.modeling.io import LARGEST_INLINE, WEIGHTS, write_model_files
 from swinv2_deploy.modeling.source import Source
 from swinv2_deploy.runtime import Proof
 from swinv2_deploy.runtime.grid import GRIDS
-from swinv2_deploy.runtime.onnx_file import append_metadata
+from swinv2_deploy.runtime.onnx_file import append_metadata, read_facts
 
 DATA = "model.onnx.data"
 """File with the weights of all graphs, where they do not lie in the graphs themselves."""
@@ -32,11 +33,11 @@ def export(
     force: bool = False,
     progress: Progress = lambda name, row: None,
 ) -> ModelArtifact:
-    """Write an artifact with weights, preprocessing and FP32 ONNX graphs that were run against the reference model.
+    """Write an artifact with weights, preprocessing and ONNX graphs that were run against the reference model.
 
     Args:
         source: Model to export, and where it comes from.
-        spec: Sizes of the graphs.
+        spec: Sizes and precisions of the graphs.
         path: Artifact folder to make.
         force: Whether an artifact that is already there is replaced.
         progress: Called after every size at which a graph was run.
@@ -66,22 +67,29 @@ def export(
         parent=source.parent,
         seed=source.seed,
     )
-    needed = size * (2 if outside else 1 + len(ranges))
+    needed = size * (2 if outside else 1 + len(ranges)) + size * len(ranges) * len(spec.half_precisions) // 2
     with write_artifact(path, lineage, force=force, needed_bytes=needed) as folder:
         write_model_files(folder, model, source.preprocessing)
         source.copy_evidence(folder)
         (folder / "onnx").mkdir()
         model_sha256 = file_sha256(folder / WEIGHTS)
         files = {name: folder / "onnx" / f"{name}.onnx" for name in ranges}
+        halves: dict[str, Path] = {}
         with OnnxWriter(folder / "onnx" / DATA if outside else None) as writer:
             for name, file in files.items():
                 graph = SwinGraph(model.config, weights, ranges[name]).build(__version__)
                 describe(graph, source, ranges[name], model_sha256, {"precision": "fp32"})
                 writer.write(graph, file)
+                for precision in spec.half_precisions:
+                    half = half_from_float32(graph.clone(), precision)
+                    describe(half, source, ranges[name], model_sha256, {"precision": precision})
+                    halves[f"{name}_{precision}"] = file.with_name(f"{name}_{precision}.onnx")
+                    writer.write(half, halves[f"{name}_{precision}"])
         proofs = {}
-        for name, file in files.items():
+        for name, file in (files | halves).items():
             check_valid(file)
-            proofs[name] = check_graph(file, model, GRIDS[spec.grid](ranges[name]), progress)
+            resolved = read_facts(file).resolutions
+            proofs[name] = check_graph(file, model, GRIDS[spec.grid](resolved), progress)
             append_metadata(file, {"proof": proofs[name].to_dict()})
         _refuse_wrong(proofs, spec)
     return read_artifact(path)
@@ -93,7 +101,7 @@ def _refuse_wrong(proofs: Mapping[str, Proof], spec: ExportSpec) -> None:
         return
     more = f" Other sizes that are wrong: {len(wrong) - 1}." if len(wrong) > 1 else ""
     message = (
-        f"The exported graph is wrong: {wrong[0]}.{more} Nothing was written. This is a bug of the exporter; please report the "
-        "config."
+        f"An exported graph is wrong: {wrong[0]}.{more} Nothing was written. In FP32 this is a bug of the exporter; please report "
+        "the config. Half precision does not suit every model: leave it out."
     )
     raise ToleranceExceeded(message) if spec.grid == "full" else ExportError(message)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
+from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
 from swinv2_deploy.runtime.masks import MASK_INPUT, BoolArray, Masks, checked_mask
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
@@ -36,9 +37,12 @@ class OnnxRunner:
         provider: Execution provider to run on.
         masks: What a masked image model hides where :meth:`run` is not told; None means nothing.
         products: Whether integers are multiplied exactly on every CPU, or as ONNX Runtime does by itself.
+        emulated: Whether to compute in float32 and round every result to the file's type; None means where there is no other way.
 
     Attributes:
         integer_products: What the products of integers really are here, measured.
+        emulated: Whether results are computed in float32 and rounded to the file's type, as ONNX Runtime has no BF16 kernels on
+            a CPU. Such a runner tells how far the file drifts, and nothing about its speed.
 
     Raises:
         RunnerError: When the file is missing, damaged, not ours, or ONNX Runtime refuses it.
@@ -56,6 +60,7 @@ class OnnxRunner:
         provider: Provider = "cpu",
         products: ProductMode = "exact",
         masks: Masks | None = None,
+        emulated: bool | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise SpecError(f"threads is {threads}; expected at least 1.")
@@ -71,9 +76,12 @@ class OnnxRunner:
         # Only where it changes something: on other CPUs the entry could choose a slower kernel for nothing.
         probed = has_integers(self.precision) and provider == "cpu"
         exact = probed and products == "exact" and saturates()
-        self._session = _session(path, threads, provider, exact=exact)
+        cannot = self.precision == "bf16" and provider == "cpu"
+        self.emulated = cannot if emulated is None else emulated
+        self._session = _session(path, threads, provider, exact=exact, emulated=self.emulated)
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
-        self.provider: str = self._session.get_providers()[0]
+        used = self._session.get_providers()[0]
+        self.provider: str = f"{self.precision} emulated, {used}" if self.emulated else used
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
@@ -108,7 +116,7 @@ def _is_exact(*, exact: bool) -> bool:
     return is_exact(session.run(None, {"x": probe_input()})[0])
 
 
-def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool) -> InferenceSession:
+def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool, emulated: bool) -> InferenceSession:
     import onnxruntime
 
     wanted = PROVIDERS[provider]
@@ -118,8 +126,11 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
             "machine with an NVIDIA GPU, or use --provider cpu."
         )
     options = _options(threads, exact=exact)
+    if emulated:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[wanted])
+        source = emulated_bytes(path) if emulated else str(path)
+        session = onnxruntime.InferenceSession(source, options, providers=[wanted])
     except _failures() as error:
         raise RunnerError(f"ONNX Runtime does not load {path}: {error}. Export it again.") from error
     used = session.get_providers()[0]

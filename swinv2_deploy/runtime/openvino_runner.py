@@ -48,6 +48,7 @@ class OpenVinoRunner:
     """
 
     back_end: BackEnd = "openvino"
+    emulated = False
 
     def __init__(
         self,

@@ -112,6 +112,7 @@ def prove(
     grid: Grid,
     *,
     judged: bool = True,
+    relative_limit: float | None = None,
     progress: Callable[[ProofRow], object] = lambda row: None,
 ) -> Proof:
     """Run a file on seeded noise at every size and batch of a grid, and compare every row with the reference model.
@@ -120,13 +121,15 @@ def prove(
         runner: The file.
         model: Reference model with its weights.
         grid: Batches by size.
-        judged: Whether errors have a limit; those of quantized files are stated only.
+        judged: Whether errors have the limit of float32; those of quantized files are stated only.
+        relative_limit: For half precision, in the place of that: most that the root mean square of an output's error over that of
+            the output may be.
         progress: Called after every size.
 
     Raises:
         RunnerError: When one of the two does not run.
     """
-    prover = _Prover(runner, model, judged=judged)
+    prover = _Prover(runner, model, judged=judged and relative_limit is None, relative_limit=relative_limit)
     rows = []
     for size, batches in grid.items():
         rows.append(prover.row(size, batches))
@@ -135,10 +138,11 @@ def prove(
 
 
 class _Prover:
-    def __init__(self, runner: Runner, model: SwinV2, *, judged: bool) -> None:
+    def __init__(self, runner: Runner, model: SwinV2, *, judged: bool, relative_limit: float | None) -> None:
         self.runner = runner
         self.model = model
         self.judged = judged
+        self.relative_limit = relative_limit
         self.masks = masks_for(model.config)
         self.reference = TorchRunner(model, masks=self.masks)
         self._exact: TorchRunner | None = None
@@ -147,16 +151,18 @@ class _Prover:
         images = noise_images(size, max(batches), self.model.config.num_channels)
         expected = _in_chunks(self.reference, images)
         found: dict[tuple[int, str], float] = {}
+        relative: list[tuple[float, int, str]] = []
         for batch in batches:
             outputs = self.runner.run(images[:batch])
             if outputs.keys() != expected.keys():
                 raise RunnerError(
                     f"{self.runner.name} returns {sorted(outputs)}; expected {sorted(expected)}. Export it again."
                 )
+            relative += [(relative_error(wanted[:batch], outputs[name]), batch, name) for name, wanted in expected.items()]
             found |= {(batch, name): difference(wanted[:batch], outputs[name]) for name, wanted in expected.items()}
         errors = {batch: max(error for (of, _), error in found.items() if of == batch) for batch in batches}
         if not self.judged:
-            return ProofRow(size=size, errors=errors, limit=None)
+            return ProofRow(size=size, errors=errors, limit=None, failure=self._too_far(size, relative))
         noise: float | None = None
         limits = dict.fromkeys(expected, LIMIT)
         if max(errors.values()) > LIMIT:
@@ -177,6 +183,27 @@ class _Prover:
                 f"at most {limits[name]:.1e} may be"
             )
         return ProofRow(size=size, errors=errors, limit=max(limits.values()), noise=noise, failure=failure)
+
+    def _too_far(self, size: Size, relative: list[tuple[float, int, str]]) -> str:
+        """What is wrong in half precision, in words; empty when nothing is or nothing is judged."""
+        error, batch, name = max(relative)
+        if self.relative_limit is None or error <= self.relative_limit:
+            return ""
+        what = "is not finite" if math.isinf(error) else f"is off by {error:.1%} of its magnitude"
+        return (
+            f"{name} {what} at {size[0]}x{size[1]} px in a batch of {batch}; at most {self.relative_limit:.0%} may be, so this "
+            f"model does not suit {self.runner.precision}"
+        )
+
+
+def relative_error(expected: Array, found: Array) -> float:
+    """Root mean square of the error over that of the output; infinite for a wrong shape, a NaN or an infinity."""
+    if math.isinf(difference(expected, found)):
+        return math.inf
+    # Image by image, in float64: large maps in float32 would lose digits.
+    pairs = [(wanted.astype(np.float64), got) for wanted, got in zip(expected, found, strict=True)]
+    error = sum(float(np.square(wanted - got).sum()) for wanted, got in pairs)
+    return math.sqrt(error / max(sum(float(np.square(wanted).sum()) for wanted, _ in pairs), 1e-60))
 
 
 def noise_images(size: Size, batch: int, channels: int) -> Array:

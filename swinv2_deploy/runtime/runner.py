@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from swinv2_deploy.runtime.onnx_file import OnnxFacts
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "int8", "uint8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "uint8"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 BackEnd = Literal["onnxruntime", "openvino"]
 """Libraries that run an exported file."""
@@ -76,6 +76,10 @@ class FileRunner(Runner, Protocol):
     @property
     def back_end(self) -> BackEnd:
         """Library that runs it."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether results are computed in float32 and rounded to the file's type; its speed then means nothing."""
 
     @property
     def integer_products(self) -> Products:

@@ -214,9 +214,11 @@ class _Session:
         for done, (preprocessing, group, batch) in enumerate(turns):
             self.progress("Timing", done, len(turns))
             images = np.repeat(preprocessing(self.photo)[None], batch, axis=0)
-            timed: dict[str, Runner] = {BASELINE: self.baseline, **group}
+            # An emulation tells nothing about speed.
+            own = {name: runner for name, runner in group.items() if not runner.emulated}
+            timed: dict[str, Runner] = {BASELINE: self.baseline, **own}
             times = interleaved_latency(timed, BASELINE, images, self.spec.latency_seconds / len(turns))
-            for name in group:
+            for name in own:
                 found.setdefault(name, []).append(times[name])
         self.progress("Timing", len(turns), len(turns))
         return {name: tuple(times) for name, times in found.items()}
@@ -251,6 +253,11 @@ def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelA
         names = ", ".join(name for name, other in zip(runners, others, strict=True) if other == size)
         here = "x".join(map(str, size))
         notices.append(f"{names} does not accept the trained size of {trained} px; images were compared at {here} px.")
+    for name in [name for name, runner in runners.items() if runner.emulated]:
+        notices.append(
+            f"ONNX Runtime has no BF16 kernels on a CPU: {name} was computed in float32 and rounded to BF16 after every operator. "
+            "Its drift is judged; its speed is not measured."
+        )
     if not artifact.lineage.weights.trained:
         notices.append("The weights are untrained: that the files compute the same is judged, accuracy means nothing.")
     return notices

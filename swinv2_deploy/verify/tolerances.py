@@ -54,6 +54,8 @@ _QUANTIZED = Tolerances(cosine=0.99, agreement=0.95, top1_drop=1.0, sweep_cosine
 
 DEFAULTS: dict[Precision, Tolerances] = {
     "fp32": Tolerances(max_abs=1e-4, cosine=0.999999, agreement=1.0, sweep_cosine=0.999999, slot_error=1e-5),
+    "fp16": Tolerances(cosine=0.9999, agreement=0.99, top1_drop=0.5, sweep_cosine=0.999, slot_error=0.005),
+    "bf16": Tolerances(cosine=0.999, agreement=0.98, top1_drop=1.0, sweep_cosine=0.99, slot_error=0.05),
     "int8": _QUANTIZED,
     "uint8": _QUANTIZED,
 }

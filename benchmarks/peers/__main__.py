@@ -34,7 +34,7 @@ def main() -> None:
 
     draw(result, out.with_suffix(".svg"))
     print(table(result))
-    print(f"\n{out}\n{out.with_suffix('.svg')}")
+    print(f"\n{arguments.report or out}\n{out.with_suffix('.svg')}")
 
 
 def parser() -> argparse.ArgumentParser:

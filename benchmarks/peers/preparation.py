@@ -109,7 +109,12 @@ class Workshop:
     def _key(self, case: Case, step: str, batch: int) -> str:
         """Everything a step's files depend on, as a hash."""
         names = ("benchmarks/peers/cases.py", "benchmarks/peers/models.py", "benchmarks/peers/steps.py")
-        inputs = [case.variant, step, str(batch), *(f"{name} {_version(name)}" for name in LIBRARIES)]
+        inputs = [
+            case.variant,
+            step,
+            str(batch) if STEPS[step].per_batch else "any",
+            *(f"{name} {_version(name)}" for name in LIBRARIES),
+        ]
         inputs += [self._source(name) for name in (*names, *(PACKAGES if STEPS[step].ours else ()))]
         before = STEPS[step].needs
         return hashlib.sha256("\n".join([*inputs, self._key(case, before, batch) if before else ""]).encode()).hexdigest()

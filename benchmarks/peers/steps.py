@@ -67,6 +67,7 @@ def transformers_onnx(case: Case, batch: int, folder: Path, source: Path) -> Wor
 def timm_ort_int8(case: Case, batch: int, folder: Path, source: Path) -> Work:
     """ONNX Runtime's static quantization of timm's graph, as its documentation says: pre-process, then QDQ with U8 and S8."""
     import numpy as np
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -80,8 +81,10 @@ def timm_ort_int8(case: Case, batch: int, folder: Path, source: Path) -> Work:
             return next(self.feeds, None)
 
     def work() -> None:
-        prepared = folder / "prepared.onnx"
-        quant_pre_process(source / "model.onnx", prepared, skip_symbolic_shape=True)
+        # One file, for it loses weights that lie outside; without symbolic shapes, which fail on PyTorch's graph.
+        inline, prepared = folder / "inline.onnx", folder / "prepared.onnx"
+        onnx.save(onnx.load(source / "model.onnx"), inline)
+        quant_pre_process(inline, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             folder / "model.onnx",
@@ -92,6 +95,7 @@ def timm_ort_int8(case: Case, batch: int, folder: Path, source: Path) -> Work:
             per_channel=True,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"],
         )
+        inline.unlink()
         prepared.unlink()
 
     return work

@@ -39,6 +39,9 @@ transformers projects query, key and value one by one and we project them togeth
 otherwise, by 2e-6 at most in float32 as measured. In float64 the difference is 1e-15, see the test.
 """
 
+GOLDEN_TOLERANCE = 1e-5
+"""The same for golden files, whose numbers another processor rounded. Measured: 7e-6 between Zen 3 and Sapphire Rapids."""
+
 Golden = Callable[[str], tuple[SwinV2Config, dict[str, Tensor], dict[str, Tensor]]]
 
 
@@ -246,10 +249,10 @@ def test_no_other_config_is_written_for_transformers_than_one_it_computes_alike(
 
 @pytest.mark.parametrize("size", ["32x32", "16x64"])
 def test_equals_timm_where_windows_divide_the_map(size: str, golden: Golden) -> None:
-    """A square, and a rectangle whose short side is one window, where timm works axis by axis. Measured: 1e-6."""
+    """A square, and a rectangle whose short side is one window, where timm works axis by axis."""
     config, state, outputs = golden("timm")
 
-    assert difference(*golden_outputs(config, state, outputs, size)) <= TOLERANCE
+    assert difference(*golden_outputs(config, state, outputs, size)) <= GOLDEN_TOLERANCE
 
 
 def test_padded_square_differs_from_timm_by_the_order_of_padding_and_rolling_alone(
@@ -260,7 +263,7 @@ def test_padded_square_differs_from_timm_by_the_order_of_padding_and_rolling_alo
     ours, theirs = golden_outputs(config, state, outputs, "40x40")
     assert difference(ours, theirs) > 1e-2
     # Padding of window - shift hides the difference: the first stage pads 10 to 12, so its maps are equal.
-    assert difference({"stage1": ours["stage1"]}, {"stage1": theirs["stage1"]}) <= TOLERANCE
+    assert difference({"stage1": ours["stage1"]}, {"stage1": theirs["stage1"]}) <= GOLDEN_TOLERANCE
 
     def roll_then_pad(self: Block, x: Tensor) -> Tensor:
         _, height, width, _ = x.shape
@@ -271,21 +274,21 @@ def test_padded_square_differs_from_timm_by_the_order_of_padding_and_rolling_alo
         return torch.roll(x, plan.shift, dims=(1, 2))
 
     monkeypatch.setattr(Block, "attend", roll_then_pad)
-    assert difference(*golden_outputs(config, state, outputs, "40x40")) <= TOLERANCE
+    assert difference(*golden_outputs(config, state, outputs, "40x40")) <= GOLDEN_TOLERANCE
 
 
 def test_equals_microsoft_with_another_pretrained_window(golden: Golden) -> None:
     """Window 4 with biases normalized for 3 and 2, both stages shifted. Measured: 0.0."""
     config, state, outputs = golden("microsoft")
 
-    assert difference(*golden_outputs(config, state, outputs, "64x64")) <= TOLERANCE
+    assert difference(*golden_outputs(config, state, outputs, "64x64")) <= GOLDEN_TOLERANCE
 
 
 def test_equals_simmim_encoder(golden: Golden) -> None:
     """Nothing masked. Measured: 1e-6."""
     config, state, outputs = golden("simmim")
 
-    assert difference(*golden_outputs(config, state, outputs, "32x32")) <= TOLERANCE
+    assert difference(*golden_outputs(config, state, outputs, "32x32")) <= GOLDEN_TOLERANCE
 
 
 def golden_outputs(

@@ -29,7 +29,7 @@ def check_graph(path: Path, model: SwinV2, grid: Grid, progress: Progress = lamb
         ExportError: When ONNX Runtime refuses the file.
     """
     try:
-        runner = OnnxRunner(path)
+        runner = OnnxRunner(path, frugal=True)
         return prove(runner, model, grid, judged=runner.precision in JUDGED, progress=partial(progress, path.stem))
     except RunnerError as error:
         raise ExportError(f"The exported graph does not run: {error}") from error
@@ -56,7 +56,7 @@ def prove_artifact(
     model = load_model(artifact)
     proofs = {}
     for name in artifact.onnx_files:
-        runner = load_runner(artifact, name)
+        runner = load_runner(artifact, name, frugal=True)
         chosen = _grid_of(runner, artifact) if grid == "file" else GRIDS[grid](runner.resolutions)
         proofs[name] = prove(runner, model, chosen, judged=runner.precision in JUDGED, progress=partial(progress, name))
     return proofs

@@ -13,7 +13,14 @@ from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.runner import Provider
 
 
-def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = None, provider: Provider = "cpu") -> OnnxRunner:
+def load_runner(
+    artifact: ModelArtifact,
+    name: str,
+    *,
+    threads: int | None = None,
+    provider: Provider = "cpu",
+    frugal: bool = False,
+) -> OnnxRunner:
     """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
 
     Args:
@@ -21,6 +28,7 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
         name: Name of the file without suffix.
         threads: CPU threads; None leaves ONNX Runtime's choice.
         provider: Execution provider to run on.
+        frugal: Whether working memory is given back after every run.
 
     Raises:
         ArtifactError: When the file is missing, was changed, or was made for another model.
@@ -31,7 +39,7 @@ def load_runner(artifact: ModelArtifact, name: str, *, threads: int | None = Non
     for extra in artifact.lineage.files:
         if extra.startswith(f"onnx/{name}.onnx"):
             artifact.file(extra)
-    runner = OnnxRunner(path, threads=threads, provider=provider)
+    runner = OnnxRunner(path, threads=threads, provider=provider, frugal=frugal)
     for extra in runner.facts.external:
         if not extra.startswith(f"{name}.onnx"):
             artifact.file(f"onnx/{extra}")

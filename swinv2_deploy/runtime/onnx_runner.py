@@ -12,7 +12,7 @@ from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.runner import Array, Provider, check_images
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, RunOptions
 
 PROVIDERS: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
@@ -28,6 +28,7 @@ class OnnxRunner:
         path: File that ``export`` or ``quantize`` wrote.
         threads: CPU threads; None leaves ONNX Runtime's choice.
         provider: Execution provider to run on.
+        frugal: Whether working memory is given back after every run instead of kept for the next one: slower, same outputs.
 
     Raises:
         RunnerError: When the file is missing, damaged, not ours, or ONNX Runtime refuses it.
@@ -35,7 +36,7 @@ class OnnxRunner:
         SpecError: On an unknown provider or a number of threads below 1.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, provider: Provider = "cpu") -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, provider: Provider = "cpu", frugal: bool = False) -> None:
         if threads is not None and threads < 1:
             raise SpecError(f"threads is {threads}; expected at least 1.")
         if provider not in get_args(Provider):
@@ -46,6 +47,7 @@ class OnnxRunner:
         self.precision = self.facts.precision
         self.resolutions = self.facts.resolutions
         self._session = _session(path, threads, provider)
+        self._options = _frugal_options() if frugal and provider == "cpu" else None
         self.provider: str = self._session.get_providers()[0]
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
@@ -57,7 +59,7 @@ class OnnxRunner:
         """
         check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
         try:
-            outputs = self._session.run(list(self.output_names), {"pixel_values": np.ascontiguousarray(images)})
+            outputs = self._session.run(list(self.output_names), {"pixel_values": np.ascontiguousarray(images)}, self._options)
         except _failures() as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"ONNX Runtime failed on {self.path} with images of {size}: {error}") from error
@@ -91,6 +93,14 @@ def _session(path: Path, threads: int | None, provider: Provider) -> InferenceSe
     if used != wanted:
         raise BackendMissing(f"ONNX Runtime fell back from {wanted} to {used}; repair its installation, or use --provider cpu.")
     return session
+
+
+def _frugal_options() -> RunOptions:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -39,11 +39,11 @@ def check_graph(path: Path, model: SwinV2, grid: Grid, progress: Progress = lamb
     told = partial(progress, path.stem)
     masks = masks_for(model.config)
     try:
-        runner = OnnxRunner(path, masks=masks)
+        runner = OnnxRunner(path, masks=masks, frugal=True)
         proof = _proved(runner, model, grid, told)
         if runner.precision not in HALF_TOLERANCES or runner.emulated or proof.failures:
             return proof
-        rounded = _proved(OnnxRunner(path, masks=masks, emulated=True), model, grid, lambda row: None)
+        rounded = _proved(OnnxRunner(path, masks=masks, emulated=True, frugal=True), model, grid, lambda row: None)
         return rounded if rounded.failures or rounded.max_abs > proof.max_abs else proof
     except RunnerError as error:
         raise ExportError(f"The exported graph does not run: {error}") from error
@@ -70,7 +70,7 @@ def prove_artifact(
     model = load_model(artifact)
     proofs = {}
     for name in artifact.onnx_files:
-        runner = load_runner(artifact, name)
+        runner = load_runner(artifact, name, frugal=True)
         chosen = _grid_of(runner, artifact) if grid == "file" else GRIDS[grid](runner.resolutions)
         proofs[name] = _proved(runner, model, chosen, partial(progress, name))
     return proofs

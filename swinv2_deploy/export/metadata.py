@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from swinv2_deploy.artifacts import ResolutionRange
-from swinv2_deploy.errors import ExportError
 from swinv2_deploy.modeling.source import Source
 from swinv2_deploy.runtime.onnx_file import PREFIX, SCHEMA
 
@@ -45,15 +42,3 @@ def describe(
     }
     for name, value in content.items():
         model.metadata_props[f"{PREFIX}{name}"] = value if isinstance(value, str) else json.dumps(value)
-
-
-def check_valid(path: Path) -> None:
-    """Check that a written file is valid ONNX.
-
-    Raises:
-        ExportError: When it is not.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"The exported graph is not valid ONNX: {error}. Please report the config.") from error

@@ -10,7 +10,7 @@ from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, file_sha256, read_artifact, write_artifact
 from swinv2_deploy.errors import ExportError, ToleranceExceeded
 from swinv2_deploy.export.check import Progress, check_graph, failures
-from swinv2_deploy.export.metadata import check_valid, describe
+from swinv2_deploy.export.metadata import describe
 from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
@@ -87,7 +87,6 @@ def export(
                     writer.write(half, halves[f"{name}_{precision}"])
         proofs = {}
         for name, file in (files | halves).items():
-            check_valid(file)
             resolved = read_facts(file).resolutions
             proofs[name] = check_graph(file, model, GRIDS[spec.grid](resolved), progress)
             append_metadata(file, {"proof": proofs[name].to_dict()})

@@ -9,7 +9,7 @@ Source: ONNX onnx/onnx.proto (field numbers) and docs/ExternalData.md; protocol 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from swinv2_deploy.errors import ExportError
 from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE
 
 Bytes = NDArray[np.uint8]
@@ -52,7 +53,11 @@ class OnnxWriter:
         self._files.close()
 
     def write(self, model: ir.Model, path: Path) -> None:
-        """Write one graph. The model is left as it was."""
+        """Write one graph, after a check that it is valid ONNX. The model is left as it was.
+
+        Raises:
+            ExportError: When it is not valid.
+        """
         initializers = dict(model.graph.initializers)
         parts = [part for value in initializers.values() for part in self._initializer(value)]
         model.graph.initializers.clear()
@@ -60,6 +65,7 @@ class OnnxWriter:
             proto = ir.to_proto(model)
         finally:
             model.graph.initializers.update(initializers)
+        check_valid(proto, initializers.values())
         graph = proto.graph.SerializeToString(deterministic=True)
         proto.ClearField("graph")
         with path.open("wb") as file:
@@ -99,6 +105,29 @@ class OnnxWriter:
             self._outside.write(content.data)
             self._places[key] = offset
         return self._places[key]
+
+
+def check_valid(model: onnx.ModelProto, initializers: Iterable[ir.Value]) -> None:
+    """Check a model without its initializers: small ones, which hold shapes, are looked at, large ones by type and shape alone.
+
+    Raises:
+        ExportError: When it is not valid ONNX.
+    """
+    skeleton = onnx.ModelProto()
+    skeleton.CopyFrom(model)
+    for value in initializers:
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        if tensor.nbytes < SMALLEST_OUTSIDE:
+            skeleton.graph.initializer.append(ir.to_proto(tensor))
+        else:
+            dims = [int(dim) for dim in tensor.shape.numpy()]
+            skeleton.graph.input.append(onnx.helper.make_tensor_value_info(str(value.name), tensor.dtype.value, dims))
+    try:
+        onnx.checker.check_model(skeleton, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {error}. Please report the config.") from error
 
 
 def _bytes(tensor: ir.TensorProtocol) -> Bytes:

@@ -170,7 +170,7 @@ def _quantize_graph(
 def _state_error(file: Path, model: SwinV2) -> None:
     """Put the file's largest differences from the reference into its metadata; ``verify`` judges them, on photographs."""
     if file.is_file():
-        runner = OnnxRunner(file, masks=masks_for(model.config))
+        runner = OnnxRunner(file, masks=masks_for(model.config), frugal=True)
         append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
 
 

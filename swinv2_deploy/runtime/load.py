@@ -24,6 +24,7 @@ def load_runner(
     provider: Provider = "cpu",
     float_precision: FloatPrecision = "f32",
     products: ProductMode = "exact",
+    frugal: bool = False,
 ) -> FileRunner:
     """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
 
@@ -35,6 +36,7 @@ def load_runner(
         provider: Execution provider, for ONNX Runtime.
         float_precision: What is computed with where no integers are, for OpenVINO.
         products: How integers are multiplied.
+        frugal: Whether working memory is given back after every run, in ONNX Runtime.
 
     Raises:
         ArtifactError: When the file is missing, was changed, or was made for another model.
@@ -50,7 +52,7 @@ def load_runner(
     if back_end == "openvino":
         runner = OpenVinoRunner(path, threads=threads, precision=float_precision, products=products, masks=masks)
     else:
-        runner = OnnxRunner(path, threads=threads, provider=provider, products=products, masks=masks)
+        runner = OnnxRunner(path, threads=threads, provider=provider, products=products, masks=masks, frugal=frugal)
     for extra in runner.facts.external:
         if not extra.startswith(f"{name}.onnx"):
             artifact.file(f"onnx/{extra}")

@@ -16,7 +16,7 @@ from swinv2_deploy.runtime.products import check_mode, found_products, has_integ
 from swinv2_deploy.runtime.runner import Array, BackEnd, ProductMode, Products, Provider, check_images
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession, RunOptions, SessionOptions
 
 PROVIDERS: dict[Provider, str] = {
     "cpu": "CPUExecutionProvider",
@@ -38,6 +38,7 @@ class OnnxRunner:
         masks: What a masked image model hides where :meth:`run` is not told; None means nothing.
         products: Whether integers are multiplied exactly on every CPU, or as ONNX Runtime does by itself.
         emulated: Whether to compute in float32 and round every result to the file's type; None means where there is no other way.
+        frugal: Whether working memory is given back after every run instead of kept for the next one: slower, same outputs.
 
     Attributes:
         integer_products: What the products of integers really are here, measured.
@@ -61,6 +62,7 @@ class OnnxRunner:
         products: ProductMode = "exact",
         masks: Masks | None = None,
         emulated: bool | None = None,
+        frugal: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise SpecError(f"threads is {threads}; expected at least 1.")
@@ -82,6 +84,7 @@ class OnnxRunner:
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
         self.provider: str = f"{self.precision} emulated, {used}" if self.emulated else used
+        self._options = _frugal_options() if frugal and provider == "cpu" else None
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
@@ -96,7 +99,7 @@ class OnnxRunner:
         mask = checked_mask(bool_masked_pos, images, self.facts.config, self.name)
         feeds = {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})
         try:
-            outputs = self._session.run(list(self.output_names), feeds)
+            outputs = self._session.run(list(self.output_names), feeds, self._options)
         except _failures() as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"ONNX Runtime failed on {self.path} with images of {size}: {error}") from error
@@ -154,6 +157,14 @@ def _options(threads: int | None, *, exact: bool) -> SessionOptions:
         options.intra_op_num_threads = threads
     if exact:
         options.add_session_config_entry(*EXACT_PRODUCTS)
+    return options
+
+
+def _frugal_options() -> RunOptions:
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

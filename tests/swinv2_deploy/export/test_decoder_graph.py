@@ -23,11 +23,10 @@ from reference_model.variants import VARIANTS
 from swinv2_deploy.artifacts import ResolutionRange, WeightsOrigin, read_artifact
 from swinv2_deploy.errors import ExportError
 from swinv2_deploy.export import ExportSpec, export, to_onnx
-from swinv2_deploy.export.check import reference_outputs
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.source import Source, untrained_model
-from swinv2_deploy.runtime import masks_for
+from swinv2_deploy.runtime import TorchRunner, masks_for
 
 Make = Callable[[SwinV2Config], SwinV2]
 FULL = ResolutionRange(min=(8, 8), opt=(32, 32), max=(160, 160))
@@ -65,7 +64,7 @@ def feeds(model: SwinV2, height: int, width: int, batch: int) -> dict[str, np.nd
 
 def compare(model: SwinV2, found: ort.InferenceSession, values: dict[str, np.ndarray[Any, Any]]) -> None:
     with torch.no_grad():
-        expected = reference_outputs(model, *(torch.from_numpy(value) for value in values.values()))["reconstruction"]
+        expected = TorchRunner(model).run(*values.values())["reconstruction"]
     (image,) = found.run(["reconstruction"], values)
     assert image.shape == expected.shape
     np.testing.assert_allclose(image, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())

@@ -20,12 +20,12 @@ from reference_model.windows import plan_axis
 from swinv2_deploy.artifacts import ResolutionRange, WeightsOrigin
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.export import ExportSpec, export
-from swinv2_deploy.export.check import reference_outputs
 from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.export.window_graph import MapSize, StageWindows
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.source import Source, source_from_artifact
+from swinv2_deploy.runtime import TorchRunner
 
 MakeModel = Callable[[SwinV2Config], SwinV2]
 
@@ -64,7 +64,7 @@ def images(batch: int, height: int, width: int) -> torch.Tensor:
 def difference(model: SwinV2, found: ort.InferenceSession, pixels: torch.Tensor) -> float:
     """Largest absolute difference of a logit."""
     with torch.no_grad():
-        expected = reference_outputs(model, pixels)["logits"]
+        expected = TorchRunner(model).run(pixels.numpy())["logits"]
     return float(np.abs(found.run(["logits"], {"pixel_values": pixels.numpy()})[0] - expected).max())
 
 

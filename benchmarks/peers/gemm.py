@@ -1,7 +1,8 @@
 """How fast ONNX Runtime multiplies matrices here: the peak that models can be compared with.
 
 python -m benchmarks.peers.gemm CASE BATCH THREADS prints JSON: operations a second of every linear layer's shape, in FP32 (MatMul)
-and in INT8 (MatMulInteger, U8 by S8), and the best over all shapes. Weights are constants, so that the runtime packs them at load.
+and in INT8 (MatMulInteger, U8 by S8), the best over all shapes, and the share of the CPU time that others took meanwhile. Weights
+are constants, so that the runtime packs them at load.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.peers.cases import CASES
+from benchmarks.peers.guard import foreign_share, snapshot
 from benchmarks.peers.process import private_output
 from benchmarks.peers.products import Product, products
 
@@ -31,7 +34,9 @@ def main() -> None:
     case, batch, threads = CASES[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3])
     shapes = [product for product in products(case.config, batch) if product.linear]
     with private_output() as answer:
-        answer(json.dumps(measure(shapes, threads)))
+        before = snapshot()
+        found = measure(shapes, threads)
+        answer(json.dumps(found | {"foreign": foreign_share(before, snapshot(), psutil.cpu_count() or 1)}))
 
 
 def measure(shapes: list[Product], threads: int) -> dict[str, Any]:

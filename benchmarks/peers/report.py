@@ -31,7 +31,7 @@ def table(result: dict[str, Any]) -> str:
         )
     for run in result["runs"]:
         lines += ["", f"**{run['model']}, batch {run['batch']}** ({_rounds(run, settings)})", "", *HEADER]
-        lines += [_row(row) for row in run["rows"]]
+        lines += [_row(row, run["gemm"]) for row in run["rows"]]
         peaks = run["gemm"].get("peaks")
         if peaks:
             giga = [sum(run["operations"].values()) / 1e9, *(peaks[name] / 1e9 for name in ("fp32", "int8"))]
@@ -47,7 +47,7 @@ def _rounds(run: dict[str, Any], settings: dict[str, Any]) -> str:
     return f"{settings['rounds']} rounds; of {timed} blocks {disturbed} were disturbed and repeated, {given_up} were given up"
 
 
-def _row(row: dict[str, Any]) -> str:
+def _row(row: dict[str, Any], gemm: dict[str, Any]) -> str:
     speed, drift = row.get("speed"), row.get("drift")
     cells = [
         row["label"],
@@ -57,18 +57,19 @@ def _row(row: dict[str, Any]) -> str:
         f"{drift['max_abs']:.1e}" if drift else "",
         _mib(row.get("file_bytes")),
         _number(row.get("nodes"), "d"),
-        ("~" if row.get("export_foreign", 0.0) > LIMIT else "") + _number(row.get("export_seconds"), ".1f"),
+        _number(row.get("export_seconds"), ".1f", row.get("export_foreign", 0.0)),
         _mib(row.get("export_memory")),
         _mib(row.get("peak_memory")),
-        _number(row.get("share_of_peak"), ".0%"),
+        _number(row.get("share_of_peak"), ".0%", gemm.get("foreign", 0.0)),
     ]
     if row["error"]:
         cells[1] = "failed: " + " ".join(row["error"].replace("|", "/").split())
     return "| " + " | ".join(cells) + " |"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _number(value: float | None, form: str, foreign: float = 0.0) -> str:
+    """A number, marked where others disturbed its measurement; empty when there is none."""
+    return "" if value is None else ("~" if foreign > LIMIT else "") + format(value, form)
 
 
 def _mib(value: int | None) -> str:

@@ -113,6 +113,8 @@ def _relative_error(wanted: Array, got: Array) -> float:
 def _session(path: Path, *, emulated: bool = False) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # Several sessions and PyTorch take turns on the same cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
         return ort.InferenceSession(

@@ -113,6 +113,8 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
     sizes = f"{low} px only" if spec.static else f"{low} to {high} px"
     output.say(f"Exporting {source.name}: {parameters / 1e6:.1f} M parameters, {sizes}, any batch")
+    if spec.half_precisions:
+        output.say(f"  in fp32 and {' and '.join(spec.half_precisions)}")
     content: dict[str, object] = {"artifact": str(path), "name": source.name, "weights": source.origin.kind, "dry_run": dry_run}
     if dry_run:
         output.say(f"Would write {path}")

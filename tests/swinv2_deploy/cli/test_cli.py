@@ -139,6 +139,25 @@ def test_the_name_says_what_is_special(run: Run, bundled: ModelArtifact, fresh_f
     assert sorted(os.listdir(fresh_folder / "artifacts")) == ["tiny", "tiny-backbone", "tiny-encoder", "tiny-static"]
 
 
+def test_half_precision_goes_from_export_through_quantize_to_verify(
+    run: Run, bundled: ModelArtifact, photos: Path, fresh_folder: Path
+) -> None:
+    """Files are told with their drift, travel along, and are verified; BF16 says how it was run."""
+    exported = run("export", "--json", "--precision", "fp32,bf16", "--precision", "fp16")
+    content = json.loads(exported.stdout)
+    assert {name: Path(path).name for name, path in content["half"].items()} == {
+        "fp16": "model_fp16.onnx",
+        "bf16": "model_bf16.onnx",
+    }
+    assert "in fp32 and fp16 and bf16" in exported.stderr
+    assert exported.stderr.count("from the reference model: 32x32 px within") == 2
+    assert run("quantize", "--data", photos, "--images", "4", "--uint8", "never").exit_code == 0
+    verified = run("verify", "--data", photos, "--exclude-overlap", "--candidate", "model_bf16", "--candidate", "model_fp16")
+    assert verified.exit_code == 0, verified.output
+    words = " ".join(verified.output.split())
+    assert "model_bf16 was computed in float32 and rounded to BF16 after every operator" in words
+
+
 def test_a_place_that_is_named_is_in_the_next_command(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Quoted, so that it can be pasted."""
     result = run("export", "--out", "my model")
@@ -202,6 +221,7 @@ def test_list_shows_models_and_artifacts(run: Run, bundled: ModelArtifact, fresh
         (("--size", "mini", "--task", "detection"), ("expected one of backbone",)),
         (("--size", "mini", "--out-features", "stem"), ("add --task backbone",)),
         (("--size", "mini", "--task", "backbone", "--out-features", "stage9"), ("stage9", "stage1")),
+        (("--size", "mini", "--precision", "int8"), ("'int8' is not a precision that export writes", "swinv2-deploy quantize")),
         (("--res", "256"), ("add --size",)),
         (("--model", "x", "--size", "tiny"), ("--model is a whole model",)),
     ],

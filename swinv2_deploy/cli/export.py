@@ -170,6 +170,8 @@ def _run(
     if spec.sizes:
         sizes += f", and graphs for {', '.join(f'{height}x{width}' for height, width in spec.sizes)} px"
     output.say(f"Exporting {source.name}: {parameters / 1e6:.1f} M parameters, {sizes}, any batch")
+    if spec.half_precisions:
+        output.say(f"  in fp32 and {' and '.join(spec.half_precisions)}")
     content: dict[str, object] = {"artifact": str(path), "name": source.name, "weights": source.origin.kind, "dry_run": dry_run}
     policy = spec.window_policy or source.model.config.window_policy
     content["window_policy"] = policy

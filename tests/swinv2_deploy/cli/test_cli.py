@@ -183,6 +183,21 @@ def test_masked_image_models_go_all_the_way(
     assert "model_int8" in read_artifact(fresh_folder / "masked-int8").onnx_files
 
 
+def test_half_precision_goes_from_export_through_quantize_to_verify(
+    run: Run, bundled: ModelArtifact, photos: Path, fresh_folder: Path
+) -> None:
+    """Files are told with their drift, travel along, and are verified; BF16 says how it was run."""
+    exported = run("export", "--json", "--precision", "fp32,bf16", "--precision", "fp16")
+    content = json.loads(exported.stdout)
+    assert {Path(path).name for path in content["files"].values()} == {"model.onnx", "model_fp16.onnx", "model_bf16.onnx"}
+    assert exported.stderr.count("follows the reference model at") == 2
+    assert run("quantize", "--data", photos, "--images", "4", "--uint8", "never").exit_code == 0
+    verified = run("verify", "--data", photos, "--exclude-overlap", "--candidate", "model_bf16", "--candidate", "model_fp16")
+    assert verified.exit_code == 0, verified.output
+    words = " ".join(verified.output.split())
+    assert "model_bf16 was computed in float32 and rounded to BF16 after every operator" in words
+
+
 def test_a_place_that_is_named_is_in_the_next_command(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Quoted, so that it can be pasted."""
     result = run("export", "--out", "my model")
@@ -247,6 +262,7 @@ def test_list_shows_models_and_artifacts(run: Run, bundled: ModelArtifact, fresh
         (("--size", "mini", "--out-features", "stem"), ("add --task backbone",)),
         (("--size", "mini", "--task", "backbone", "--out-features", "stage9"), ("stage9", "stage1")),
         (("--size", "mini", "--window-policy", "wide"), ("--window-policy is 'wide'", "fixed, adaptive")),
+        (("--size", "mini", "--precision", "int8"), ("'int8' is not a precision that export writes", "swinv2-deploy quantize")),
         (("--res", "256"), ("add --size",)),
         (("--model", "x", "--size", "tiny"), ("--model is a whole model",)),
     ],

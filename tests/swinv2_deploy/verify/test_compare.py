@@ -15,6 +15,9 @@ from onnx import helper, numpy_helper
 
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, BackendMissing, RunnerError, SpecError, ToleranceExceeded
+from swinv2_deploy.export import ExportSpec, export
+from swinv2_deploy.modeling.request import SourceRequest
+from swinv2_deploy.modeling.source import resolve
 from swinv2_deploy.verify import DriftReport, VerifySpec, verify
 
 Change = Callable[..., ModelArtifact]
@@ -304,3 +307,28 @@ def test_a_file_whose_config_lacks_a_later_field_is_still_its_own(
     older = {key: value for key, value in tiny_artifact.config.to_dict().items() if key != "upscale"}
 
     assert verify(changed(tiny_artifact, {"model": edit_metadata("config", older)}), spec).passed
+
+
+def test_half_precision_is_judged_and_emulation_not_timed(
+    tiny_artifact: ModelArtifact, spec: VerifySpec, tmp_path: Path, changed: Change
+) -> None:
+    """Right files pass, a wrong one fails with its name; the report says which was emulated."""
+    asked = ExportSpec(smallest=(16, 16), largest=(64, 96), half_precisions=("fp16", "bf16"))
+    artifact = export(resolve(SourceRequest(model=str(tiny_artifact.path))), asked, tmp_path / "halves")
+
+    report = verify(artifact, replace(spec, latency_seconds=0.01))
+
+    assert report.passed, report.failures
+    assert {"model_fp16": 2, "model_bf16": 0, "model": 2} == {item.name: len(item.latencies) for item in report.candidates}
+    assert [True] == [
+        "model_bf16 was computed in float32 and rounded" in notice for notice in report.notices if "BF16" in notice
+    ]
+    assert {"fp16", "bf16", "fp32"} == {item.precision for item in report.candidates}
+
+    proto = onnx.load(artifact.onnx_files["model_fp16"])
+    (bias,) = (tensor for tensor in proto.graph.initializer if tensor.name == "head.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.arange(7, dtype=np.float16), "head.bias"))
+    wrong = changed(artifact, {"model_fp16": lambda target: target.CopyFrom(proto)})
+    judged = verify(wrong, replace(spec, candidates=("model_fp16",)))
+    assert not judged.passed
+    assert {"cosine logits", "agreement"} <= failing(judged)

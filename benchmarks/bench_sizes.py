@@ -2,8 +2,8 @@
 
     python benchmarks/bench_sizes.py --out benchmarks/results/sizes.json
 
-Reference and ONNX Runtime each run 2560x1600 px in a process of their own, whose peak of resident memory is reported. Time is told as
-the ratio of the fastest of interleaved runs at 1024x1024 and 256x256 px: the number of pixels grows 16 times.
+Reference and ONNX Runtime each run 2560x1600 px in a process of their own, whose peak of resident memory is reported. Time is told
+as the ratio of the fastest of interleaved runs at 1024x1024 and 256x256 px: the number of pixels grows 16 times.
 """
 
 from __future__ import annotations

@@ -38,15 +38,19 @@ def quick_grid(resolutions: ResolutionRange) -> dict[Size, tuple[int, ...]]:
     return {size: _batches(size, most) for size in (resolutions.opt, resolutions.min, odd)}
 
 
-def full_grid(resolutions: ResolutionRange) -> dict[Size, tuple[int, ...]]:
+def full_grid(resolutions: ResolutionRange, pixels: int = FULL_PIXELS) -> dict[Size, tuple[int, ...]]:
     """Every size of :data:`FULL_SIZES`, moved into the range, and those of the quick grid, from small to large.
 
     The largest size of the range is among them where one image of it is not more than :data:`FULL_PIXELS`.
+
+    Args:
+        resolutions: Range of the file.
+        pixels: Most pixels of a batch.
     """
     sizes = {resolutions.nearest(*size) for size in FULL_SIZES} | set(quick_grid(resolutions))
     if resolutions.max[0] * resolutions.max[1] <= FULL_PIXELS:
         sizes.add(resolutions.nearest(*resolutions.max))
-    return {size: _batches(size, FULL_PIXELS) for size in sorted(sizes, key=lambda size: (size[0] * size[1], size))}
+    return {size: _batches(size, pixels) for size in sorted(sizes, key=lambda size: (size[0] * size[1], size))}
 
 
 GRIDS = {"quick": quick_grid, "full": full_grid}

@@ -633,6 +633,15 @@ def test_sizes_outside_are_refused_with_the_range(height: int, width: int) -> No
     assert reason == (f"{height}x{width} px is outside what this file was exported for: 32x64 to 256x512 px in steps of 32.")
 
 
+@pytest.mark.parametrize(
+    ("size", "nearest"), [((1, 1), (32, 64)), ((999, 999), (256, 512)), ((100, 100), (96, 96)), ((64, 64), (64, 64))]
+)
+def test_any_size_has_a_nearest_one_inside(size: tuple[int, int], nearest: tuple[int, int]) -> None:
+    """Which the range then takes."""
+    assert RANGE.nearest(*size) == nearest
+    assert RANGE.refusal(*RANGE.nearest(*size)) is None
+
+
 def test_a_static_range_says_exactly() -> None:
     """One size, one number."""
     only = ResolutionRange(min=(128, 96), opt=(128, 96), max=(128, 96))

@@ -445,7 +445,7 @@ def test_a_wrong_onnx_file_is_refused(
         (artifact.path / "lineage.json").write_text(json.dumps(content), "utf-8")
     words = {
         "damaged": "was changed or damaged",
-        "garbage": "is not an ONNX file",
+        "garbage": "is no ONNX file",
         "foreign": "belongs to another model",
         "none": "export it first",
     }

@@ -358,7 +358,7 @@ TWICE = """
     from reference_model.config import make_config
     from reference_model.preprocessing import Preprocessing
     from swinv2_deploy.artifacts import WeightsOrigin
-    from swinv2_deploy.export import ExportSpec, export
+    from swinv2_deploy.export import ExportSpec, export, to_onnx
     from swinv2_deploy.modeling.source import Source, untrained_model
 
     config = make_config(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, image_size=32, patch_size=2, num_classes=5)
@@ -369,12 +369,14 @@ TWICE = """
         name="tiny",
     )
     torch.set_num_threads(1)
-    export(source, ExportSpec(), Path(sys.argv[1]))
+    export(source, ExportSpec(), Path(sys.argv[1]) / "inside")
+    to_onnx.LARGEST_INLINE = 1000
+    export(source, ExportSpec(sizes=((32, 40), (48, 32))), Path(sys.argv[1]) / "outside")
 """
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    """Another hash seed, folder, time zone, language and umask do not reach the files."""
+    """Another hash seed, folder, time zone, language and umask reach neither graphs nor weights beside them."""
     root = Path(__file__).parents[3]
     hashes = []
     for index, changes in enumerate(
@@ -383,15 +385,16 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         folder = tmp_path / str(index)
         folder.mkdir()
         subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(TWICE), str(folder / "tiny")],
+            [sys.executable, "-c", textwrap.dedent(TWICE), str(folder)],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(root), **changes},
             umask=0o077 if index else 0o022,
             check=True,
         )
-        names = ("onnx/model.onnx", "model.safetensors", "config.json", "preprocessor_config.json")
-        hashes.append({name: hashlib.sha256((folder / "tiny" / name).read_bytes()).hexdigest() for name in names})
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lineage.json"]
+        hashes.append({path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
+    assert {"inside/onnx/model.onnx", "outside/onnx/model_48x32.onnx", "outside/onnx/model.onnx.data"} <= hashes[0].keys()
     assert hashes[0] == hashes[1]
 
 

@@ -23,7 +23,8 @@ from reference_model.preprocessing import Preprocessing, read_image
 from swinv2_deploy.artifacts import ResolutionRange, WeightsOrigin
 from swinv2_deploy.errors import ExportError, SpecError
 from swinv2_deploy.export import ExportSpec, export, precision, to_onnx
-from swinv2_deploy.export.check import check_half_graph
+from swinv2_deploy.export.check import check_graph, failures
+from swinv2_deploy.export.metadata import describe
 from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.spec import HalfPrecision, parse_precisions
 from swinv2_deploy.export.swin_graph import SwinGraph
@@ -340,7 +341,7 @@ def test_large_weights_go_beside_the_graph(
     images = hard_images(32, 32)
     expected = OnnxRunner(artifact.onnx_files["model"], threads=1).run(images)["logits"]
 
-    assert f"onnx/model_{kind}.onnx.data" in artifact.lineage.files
+    assert "onnx/model.onnx.data" in artifact.lineage.files
     assert np.abs(OnnxRunner(artifact.onnx_files[f"model_{kind}"], threads=1).run(images)["logits"] - expected).max() < 0.05
 
 
@@ -359,7 +360,7 @@ def test_a_wrong_half_graph_is_never_written(
         return changed
 
     monkeypatch.setattr(to_onnx, "half_from_float32", spoiled)
-    with pytest.raises(ExportError, match=rf"model_{kind}.onnx is too far from the reference at 32x32 px .*use .* or fp32"):
+    with pytest.raises(ExportError, match=rf"model_{kind}: logits is .* at 32x32 px .*does not suit {kind}.*leave it out"):
         export(source_of(tiny_model), ExportSpec(half_precisions=(kind,)), tmp_path / "tiny")
     assert list(tmp_path.iterdir()) == []
 
@@ -369,9 +370,12 @@ def test_overflow_that_a_cpu_runtime_hides_is_found(tiny_model: SwinV2, tmp_path
     with torch.no_grad():
         tiny_model.get_parameter("layers.1.blocks.0.mlp.fc2.weight").mul_(2e5)
     resolutions = ResolutionRange(min=(32, 32), opt=(32, 32), max=(32, 32))
-    ir.save(half_from_float32(graph_of(tiny_model, resolutions), "fp16"), tmp_path / "model_fp16.onnx")
-    with pytest.raises(ExportError, match=r"\(float32 rounded after every operator\).*does not suit fp16: use bf16 or fp32"):
-        check_half_graph(tmp_path / "model_fp16.onnx", tiny_model, resolutions, "fp16")
+    described = half_from_float32(graph_of(tiny_model, resolutions), "fp16")
+    describe(described, source_of(tiny_model), resolutions, "0" * 64, {"precision": "fp16"})
+    ir.save(described, tmp_path / "model_fp16.onnx")
+    proof = check_graph(tmp_path / "model_fp16.onnx", tiny_model, {(32, 32): (2,)})
+    assert proof.provider.startswith("fp16 emulated")
+    assert ["model_fp16: logits is not finite" in line for line in failures({"model_fp16": proof})] == [True]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------------

@@ -306,9 +306,9 @@ def test_export_writes_them_beside_fp32(tiny_model: SwinV2, tmp_path: Path) -> N
     for kind in HALVES:
         facts = OnnxRunner(artifact.onnx_files[f"model_{kind}"], threads=1).facts
         assert facts.precision == kind
-        assert list(facts.values["tested_sizes"]) == ["32x32", "16x16", "25x18"]
-        assert 0 < max(facts.values["tested_sizes"].values()) < {"fp16": 1e-2, "bf16": 1e-1}[kind]
-        assert ("ONNX Runtime" in facts.values["tested_with"]) == (kind == "fp16")
+        proof = facts.values["proof"]
+        assert [tuple(row["size"]) for row in proof["grid"]] == [(32, 32), (16, 16), (25, 18)]
+        assert 0 < proof["max_abs"] < {"fp16": 1e-2, "bf16": 1e-1}[kind]
         assert f"onnx/model_{kind}.onnx" in artifact.lineage.files
     assert json.loads(json.dumps(spec.to_dict()))["half_precisions"] == ["fp16", "bf16"]
     alone = export(source_of(tiny_model), ExportSpec(smallest=(16, 16)), tmp_path / "alone")

@@ -197,7 +197,7 @@ def test_one_wrong_number_is_found_and_nothing_is_written(
             return super().build(producer_version)
 
     monkeypatch.setattr(to_onnx, "SwinGraph", Spoiled)
-    with pytest.raises(ExportError, match="wrong: model: reconstruction differs by .* at 32x32 px"):
+    with pytest.raises(ExportError, match=r"wrong: model: reconstruction differs by .* at 32x32 px"):
         exported(make_model(of_kind(tiny_config, "masked_image_modeling", 1)), tmp_path / "artifacts" / "a")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
-from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
 from swinv2_deploy.runtime.masks import MASK_INPUT, BoolArray, Masks, checked_mask
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
@@ -133,10 +132,13 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
             "machine with an NVIDIA GPU, or use --provider cpu."
         )
     options = _options(threads, exact=exact)
-    if emulated:
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+    source: str | bytes = str(path)
     try:
-        source = emulated_bytes(path) if emulated else str(path)
+        if emulated:
+            from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
+
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
+            source = emulated_bytes(path)
         session = onnxruntime.InferenceSession(source, options, providers=[wanted])
     except _failures() as error:
         raise RunnerError(f"ONNX Runtime does not load {path}: {error}. Export it again.") from error

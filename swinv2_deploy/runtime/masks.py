@@ -43,11 +43,14 @@ def masks_for(config: SwinV2Config) -> Masks | None:
     return masks
 
 
-def checked_mask(mask: NDArray[Any] | None, images: Array, config: SwinV2Config, name: str) -> BoolArray | None:
-    """The mask to run with: the given one, one that hides nothing, or None for a model that takes none.
+def checked_mask(
+    mask: NDArray[Any] | None, masks: Masks | None, images: Array, config: SwinV2Config, name: str
+) -> BoolArray | None:
+    """The mask to run with: the given one, the runner's own, one that hides nothing, or None for a model that takes none.
 
     Args:
-        mask: Expected bool (B, P), patches in rows.
+        mask: Expected bool (B, P), patches in rows; None means what ``masks`` makes.
+        masks: What the runner hides where it is not told; None means nothing.
         images: Checked images (B, 3, H, W).
         config: Of the model.
         name: Runner, for the message.
@@ -55,6 +58,8 @@ def checked_mask(mask: NDArray[Any] | None, images: Array, config: SwinV2Config,
     Raises:
         RunnerError: When the mask does not fit, or the model takes none.
     """
+    if mask is None and masks is not None:
+        mask = masks(images)
     if config.task != "masked_image_modeling":
         if mask is not None:
             raise RunnerError(f"{name} was given {MASK_INPUT}; a model for {config.task} takes images alone, so leave it out.")
@@ -69,3 +74,8 @@ def checked_mask(mask: NDArray[Any] | None, images: Array, config: SwinV2Config,
             f"{height}x{width} px and patches of {config.patch_size} px. Make the mask for this size."
         )
     return np.ascontiguousarray(mask)
+
+
+def inputs_for(images: Array, mask: BoolArray | None) -> dict[str, NDArray[Any]]:
+    """What an exported graph is given, by name: checked images and, where it takes one, a checked mask."""
+    return {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})

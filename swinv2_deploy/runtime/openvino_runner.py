@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
-from swinv2_deploy.runtime.masks import MASK_INPUT, BoolArray, Masks, checked_mask
+from swinv2_deploy.runtime.masks import BoolArray, Masks, checked_mask, inputs_for
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, ProductMode, Products, check_images
+from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, ProductMode, Products, check_images, check_threads
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core
@@ -61,8 +61,7 @@ class OpenVinoRunner:
         products: ProductMode = "exact",
         masks: Masks | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise SpecError(f"threads is {threads}; expected at least 1.")
+        check_threads(threads)
         if precision not in get_args(FloatPrecision):
             raise SpecError(f"There is no precision {precision!r}; expected one of {list(get_args(FloatPrecision))}.")
         check_mode(products)
@@ -100,10 +99,7 @@ class OpenVinoRunner:
             RunnerError: When the size is outside the file's range, the images or masks have another form, or OpenVINO fails.
         """
         check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
-        if bool_masked_pos is None and self._masks is not None:
-            bool_masked_pos = self._masks(images)
-        mask = checked_mask(bool_masked_pos, images, self.facts.config, self.name)
-        feeds = {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})
+        feeds = inputs_for(images, checked_mask(bool_masked_pos, self._masks, images, self.facts.config, self.name))
         try:
             with _denormals_kept():
                 outputs = self._request.infer(feeds)

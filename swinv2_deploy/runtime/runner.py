@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reference_model.config import DECODER_TASKS, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
-from swinv2_deploy.errors import RunnerError
+from swinv2_deploy.errors import RunnerError, SpecError
 
 if TYPE_CHECKING:
     from swinv2_deploy.runtime.onnx_file import OnnxFacts
@@ -95,6 +95,16 @@ def output_names(config: SwinV2Config) -> tuple[str, ...]:
     if config.task in DECODER_TASKS:
         return ("reconstruction",)
     return ("last_hidden_state", "pooler_output")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads below 1; None leaves the choice to the back end.
+
+    Raises:
+        SpecError: With what was expected.
+    """
+    if threads is not None and threads < 1:
+        raise SpecError(f"threads is {threads}; expected at least 1.")
 
 
 def check_images(images: NDArray[Any], name: str, channels: int, resolutions: ResolutionRange | None) -> None:

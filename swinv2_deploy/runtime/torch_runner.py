@@ -44,9 +44,7 @@ class TorchRunner:
             RunnerError: When the images or masks have another shape or type, or PyTorch fails.
         """
         check_images(images, self.name, self._model.config.num_channels, None)
-        if bool_masked_pos is None and self._masks is not None:
-            bool_masked_pos = self._masks(images)
-        mask = checked_mask(bool_masked_pos, images, self._model.config, self.name)
+        mask = checked_mask(bool_masked_pos, self._masks, images, self._model.config, self.name)
         try:
             with torch.inference_mode(), _threads(self._threads):
                 pixels = torch.from_numpy(np.array(images)).to(self._dtype)

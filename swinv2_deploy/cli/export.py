@@ -185,10 +185,11 @@ def _run(
     with shown_proof(ranges, spec.grid, output, table=prove) as progress:
         artifact = export(source, spec, path, force=force, progress=progress)
     seconds = time.perf_counter() - started
-    proofs = {name: read_facts(file).values["proof"] for name, file in artifact.onnx_files.items()}
+    facts = {name: read_facts(file) for name, file in artifact.onnx_files.items()}
+    proofs = {name: found.values["proof"] for name, found in facts.items()}
     output.say(f"[green]Exported[/] in {seconds:.1f} s: {artifact.path}")
     for name, file in artifact.onnx_files.items():
-        output.say(f"  {file.name} ({read_facts(file).size_bytes / 2**20:.1f} MiB) {in_a_line(proofs[name])}")
+        output.say(f"  {file.name} ({facts[name].size_bytes / 2**20:.1f} MiB) {in_a_line(proofs[name])}")
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
     files = {name: str(file) for name, file in artifact.onnx_files.items()}
@@ -218,7 +219,9 @@ def _savings(config: SwinV2Config, spec: ExportSpec, output: Output) -> dict[str
 
 
 def _artifact_name(name: str, task: str | None, *, static: bool, windows: str | None) -> str:
-    parts = [name, *([task.replace("_", "-")] if task and task != "classification" else []), *(["static"] if static else [])]
+    from swinv2_deploy.modeling.request import as_option
+
+    parts = [name, *([as_option(task)] if task and task != "classification" else []), *(["static"] if static else [])]
     if windows == "adaptive" and not name.endswith("-adaptive"):
         parts.append(windows)
     return "-".join(parts)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.modeling.source import Source
+from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import PREFIX, SCHEMA
 
 
@@ -26,14 +27,11 @@ def describe(
         model_sha256: Hash of the artifact's weights file.
         facts: What else is to be said, such as the precision.
     """
-    preprocessing = source.preprocessing
-    if resolutions.refusal(*preprocessing.size) is not None:
-        preprocessing = preprocessing.resized_to(*resolutions.opt)
     content = {
         "schema": SCHEMA,
         "config": source.model.config.to_dict(),
         "labels": list(source.model.config.labels),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": asdict(preprocessing_for(source.preprocessing, resolutions)),
         "resolutions": asdict(resolutions),
         "weights_origin": asdict(source.origin),
         "parent": dict(source.parent),

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from swinv2_deploy import __version__
-from swinv2_deploy.artifacts import Lineage, ModelArtifact, file_sha256, read_artifact, write_artifact
+from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
 from swinv2_deploy.errors import ExportError, ToleranceExceeded
 from swinv2_deploy.export.check import Progress, check_graph, failures
 from swinv2_deploy.export.metadata import describe
 from swinv2_deploy.export.precision import half_from_float32
-from swinv2_deploy.export.spec import ExportSpec
+from swinv2_deploy.export.spec import ExportSpec, HalfPrecision
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.export.write import OnnxWriter
 from swinv2_deploy.modeling.io import LARGEST_INLINE, WEIGHTS, write_model_files
 from swinv2_deploy.modeling.source import Source
-from swinv2_deploy.runtime import Proof
+from swinv2_deploy.runtime import Precision, Proof
 from swinv2_deploy.runtime.grid import GRIDS
-from swinv2_deploy.runtime.onnx_file import append_metadata, read_facts
+from swinv2_deploy.runtime.onnx_file import append_metadata
 
 DATA = "model.onnx.data"
 """File with the weights of all graphs, where they do not lie in the graphs themselves."""
@@ -73,25 +75,28 @@ def export(
         source.copy_evidence(folder)
         (folder / "onnx").mkdir()
         model_sha256 = file_sha256(folder / WEIGHTS)
-        files = {name: folder / "onnx" / f"{name}.onnx" for name in ranges}
-        halves: dict[str, Path] = {}
+        written: dict[Path, ResolutionRange] = {}
         with OnnxWriter(folder / "onnx" / DATA if outside else None) as writer:
-            for name, file in files.items():
-                graph = SwinGraph(model.config, weights, ranges[name]).build(__version__)
-                describe(graph, source, ranges[name], model_sha256, {"precision": "fp32"})
-                writer.write(graph, file)
-                for precision in spec.half_precisions:
-                    half = half_from_float32(graph.clone(), precision)
-                    describe(half, source, ranges[name], model_sha256, {"precision": precision})
-                    halves[f"{name}_{precision}"] = file.with_name(f"{name}_{precision}.onnx")
-                    writer.write(half, halves[f"{name}_{precision}"])
+            for name, sizes in ranges.items():
+                graph = SwinGraph(model.config, weights, sizes).build(__version__)
+                for suffix, precision, form in _forms(graph, spec.half_precisions):
+                    file = folder / "onnx" / f"{name}{suffix}.onnx"
+                    describe(form, source, sizes, model_sha256, {"precision": precision})
+                    writer.write(form, file)
+                    written[file] = sizes
         proofs = {}
-        for name, file in (files | halves).items():
-            resolved = read_facts(file).resolutions
-            proofs[name] = check_graph(file, model, GRIDS[spec.grid](resolved), progress)
-            append_metadata(file, {"proof": proofs[name].to_dict()})
+        for file, sizes in written.items():
+            proofs[file.stem] = check_graph(file, model, GRIDS[spec.grid](sizes), progress)
+            append_metadata(file, {"proof": proofs[file.stem].to_dict()})
         _refuse_wrong(proofs, spec)
     return read_artifact(path)
+
+
+def _forms(graph: ir.Model, halves: Sequence[HalfPrecision]) -> Iterator[tuple[str, Precision, ir.Model]]:
+    """A graph in every precision, one at a time, with what its file's name ends in."""
+    yield "", "fp32", graph
+    for precision in halves:
+        yield f"_{precision}", precision, half_from_float32(graph.clone(), precision)
 
 
 def _refuse_wrong(proofs: Mapping[str, Proof], spec: ExportSpec) -> None:

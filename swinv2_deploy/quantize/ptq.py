@@ -123,7 +123,7 @@ def quantize(
         _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
         _save(table, folder / TABLE)
         ratios = {
-            name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact, facts.resolutions).size)
+            name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact.preprocessing, facts.resolutions).size)
             for name, facts in graphs.items()
         }
         for name in graphs:

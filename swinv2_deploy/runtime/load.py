@@ -60,7 +60,7 @@ def load_runner(
         "model_sha256": artifact.lineage.files.get(WEIGHTS),
         "config": artifact.config.to_dict(),
         "labels": list(artifact.config.labels),
-        "preprocessing": asdict(preprocessing_for(artifact, runner.resolutions)),
+        "preprocessing": asdict(preprocessing_for(artifact.preprocessing, runner.resolutions)),
     }
     for key, value in expected.items():
         # A config is compared as it was understood: an older file leaves out what this version added.
@@ -72,7 +72,6 @@ def load_runner(
     return runner
 
 
-def preprocessing_for(artifact: ModelArtifact, resolutions: ResolutionRange) -> Preprocessing:
-    """The artifact's, at the size a file is meant for where its range does not hold the artifact's own."""
-    own = artifact.preprocessing
+def preprocessing_for(own: Preprocessing, resolutions: ResolutionRange) -> Preprocessing:
+    """An artifact's own, at the size a file is meant for where its range does not hold that of the artifact."""
     return own if resolutions.refusal(*own.size) is None else own.resized_to(*resolutions.opt)

@@ -132,7 +132,7 @@ class _Session:
         # Files of one size each are given the photographs at that size.
         self.groups: dict[Preprocessing, dict[str, FileRunner]] = {}
         for name, runner in runners.items():
-            self.groups.setdefault(preprocessing_for(artifact, runner.resolutions), {})[name] = runner
+            self.groups.setdefault(preprocessing_for(artifact.preprocessing, runner.resolutions), {})[name] = runner
         self.preprocessing = next(iter(self.groups))
         self.config = artifact.config
         self.spec = spec
@@ -235,7 +235,7 @@ def _sweep(runners: dict[str, FileRunner], artifact: ModelArtifact, spec: Verify
     found = {
         size
         for runner in runners.values()
-        for size in sweep_sizes(runner.resolutions, preprocessing_for(artifact, runner.resolutions).size)
+        for size in sweep_sizes(runner.resolutions, preprocessing_for(artifact.preprocessing, runner.resolutions).size)
     }
     return sorted(found, key=lambda size: (size[0] * size[1], size))
 
@@ -248,7 +248,7 @@ def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelA
         tried, full = ("x".join(map(str, size)) for size in (sizes[-1], largest))
         notices.append(f"The sweep went up to {tried} px; the files accept up to {full}. Use --sizes to try more.")
     trained = "x".join(map(str, artifact.preprocessing.size))
-    others = [preprocessing_for(artifact, runner.resolutions).size for runner in runners.values()]
+    others = [preprocessing_for(artifact.preprocessing, runner.resolutions).size for runner in runners.values()]
     for size in sorted(set(others) - {artifact.preprocessing.size}):
         names = ", ".join(name for name, other in zip(runners, others, strict=True) if other == size)
         here = "x".join(map(str, size))

@@ -24,6 +24,7 @@ from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.runtime import TorchRunner
+from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS
 
 MakeModel = Callable[[SwinV2Config], SwinV2]
 
@@ -55,7 +56,7 @@ def session(model: ir.Model, optimized: Path | None = None) -> ort.InferenceSess
     options.intra_op_num_threads = 1
     if optimized is None:
         # Without VNNI the default integer kernel saturates; the option gives up its speed for exact sums.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.add_session_config_entry(*EXACT_PRODUCTS)
     else:
         options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from reference_model.constants import constant
+
 BIAS_LIMIT = 16.0
 """The bias lies in (0, 16): ``16 * sigmoid(mlp(coords))``."""
 
@@ -21,6 +23,7 @@ CPB_HIDDEN = 512
 
 
 @lru_cache(maxsize=64)
+@constant
 def relative_coords_table(window: tuple[int, int], pretrained: tuple[int, int]) -> Tensor:
     """Log-spaced relative coordinates (T, 2), float32, in [-1, 1] at the pretrained window and beyond it outside.
 
@@ -39,6 +42,7 @@ def relative_coords_table(window: tuple[int, int], pretrained: tuple[int, int]) 
 
 
 @lru_cache(maxsize=64)
+@constant
 def relative_position_index(window: tuple[int, int]) -> Tensor:
     """Row of the coordinate table for every (query, key) pair of a window: (N, N) int64."""
     h, w = window

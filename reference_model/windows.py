@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reference_model.config import SwinV2Config, WindowPolicy
+from reference_model.constants import constant
 
 MASKED = -100.0
 """Added to the attention logits of pairs from different regions (value of the published code)."""
@@ -162,6 +163,7 @@ def shift_regions(plan: WindowPlan) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@constant
 def shift_mask(plan: WindowPlan) -> Tensor | None:
     """Additive attention mask (n, N, N), float32: 0 within a region, :data:`MASKED` across; None when nothing is shifted."""
     if plan.shift == (0, 0):

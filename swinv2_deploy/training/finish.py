@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from calibration.dataset import ImageFolder
+from reference_model.model import SwinV2Classifier
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, WeightsOrigin, read_artifact, write_artifact, write_json
 from swinv2_deploy.modeling.io import write_model_files
 from swinv2_deploy.training.data import TrainingImages, split_tuning
@@ -34,7 +35,13 @@ def split_images(images: ImageFolder, spec: TrainSpec) -> tuple[TrainingImages, 
 
 
 def finish(
-    result: TrainResult, start: Start, spec: TrainSpec, images: ImageFolder, path: Path, *, force: bool = False
+    result: TrainResult[SwinV2Classifier],
+    start: Start,
+    spec: TrainSpec,
+    images: ImageFolder,
+    path: Path,
+    *,
+    force: bool = False,
 ) -> ModelArtifact:
     """Write the trained model with its history and the hashes of every image it may have seen.
 

@@ -169,8 +169,8 @@ def _input_amax(quantizer: Any) -> Tensor:
 
 def _with_learned_range(x: Tensor, quantizer: Any) -> Tensor:
     """What ModelOpt calls for a tensor of any shape: the same shape, rounded, with a gradient for the range."""
-    rounded: Tensor = _LearnedRange.apply(x.float(), _input_amax(quantizer)).to(x.dtype)
-    return rounded
+    rounded: Tensor = _LearnedRange.apply(x.float(), _input_amax(quantizer))  # type: ignore[no-untyped-call]
+    return rounded.to(x.dtype)
 
 
 class _LearnedRange(torch.autograd.Function):
@@ -182,7 +182,7 @@ class _LearnedRange(torch.autograd.Function):
         return (x * (LEVELS / amax)).round_().clamp_(-LEVELS - 1, LEVELS).div_(LEVELS / amax)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, amax = ctx.saved_tensors
         steps = x * (LEVELS / amax)
         kept = steps.clamp(-LEVELS - 1, LEVELS)

@@ -1,13 +1,14 @@
 """The quantize stage: an artifact with FP32 graphs becomes one that also holds them in INT8, and the ranges these came from.
 
-Quantization-aware training will put its learned ranges into the same calibration table; from there on nothing differs.
+Quantization-aware training comes between the ranges and the graphs: it hands over other weights, other ranges and graphs made of
+them; from there on nothing differs.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -24,11 +25,24 @@ from calibration.errors import CalibrationError
 from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
-from swinv2_deploy.artifacts import GROWING, LINEAGE, Lineage, ModelArtifact, read_artifact, write_artifact
+from swinv2_deploy.artifacts import (
+    GROWING,
+    LINEAGE,
+    Lineage,
+    ModelArtifact,
+    file_sha256,
+    read_artifact,
+    write_artifact,
+    write_json,
+)
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
+from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
+from swinv2_deploy.quantize.qat import Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
+from swinv2_deploy.quantize.search import search, unused
+from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 from swinv2_deploy.runtime import Masks, OnnxRunner, masks_for, prove
@@ -37,6 +51,7 @@ from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
 
 TABLE = "calibration_table.json"
+SENSITIVITY = "sensitivity.json"
 MOST_IMAGES = 512
 """Calibration images when none are asked for; ranges do not move beyond some hundred."""
 WORTH_KEEPING = 1.03
@@ -54,12 +69,16 @@ class QuantizeResult:
         table: Range of every site.
         unsigned_speedup: Speed of the unsigned form over the signed one in ONNX Runtime, or None when it was not measured.
         skipped: Images that could not be read, with the reason.
+        sensitivity: The sweep over all sites, where one was asked for.
+        choice: The sites that a budget chose, where there was one.
     """
 
     artifact: ModelArtifact
     table: CalibrationTable
     unsigned_speedup: float | None
     skipped: tuple[str, ...]
+    sensitivity: Sensitivity | None = None
+    choice: Choice | None = None
 
 
 def quantize(
@@ -70,8 +89,12 @@ def quantize(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    searched: Progress = lambda done, total: None,
+    train: Trainer | None = None,
 ) -> QuantizeResult:
     """Calibrate on images and write an artifact with INT8 graphs beside the FP32 one.
+
+    ``model.safetensors`` and the FP32 graphs stay those of the source, also after training: they are what drift is measured from.
 
     Args:
         artifact: Artifact with ``onnx/model.onnx``.
@@ -80,6 +103,8 @@ def quantize(
         path: Artifact folder to make.
         force: Whether an artifact that is already there is replaced.
         progress: Called with images done and in all.
+        searched: Called with measurements of the sweep done and in all.
+        train: Trains the calibrated model and exports what it became; None quantizes the weights as they are.
 
     Raises:
         ArtifactError: When the source has no FP32 graph, or the folder cannot be written.
@@ -121,15 +146,47 @@ def quantize(
             seed=spec.seed,
         )
         _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
+        sensitivity = choice = None
+        if spec.searches:
+            rest = _readable(unused(images, chosen, spec.tuning_images, spec.seed))[0]
+            sensitivity, choice = search(model, artifact.preprocessing, table.amax, rest, spec, searched)
+            write_json(folder / SENSITIVITY, sensitivity.to_dict() | {"choice": choice.to_dict() if choice else None})
+            table = table.only(choice.sites) if choice else table
         _save(table, folder / TABLE)
-        ratios = {
-            name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact.preprocessing, facts.resolutions).size)
-            for name, facts in graphs.items()
-        }
+        sizes = {name: preprocessing_for(artifact.preprocessing, facts.resolutions).size for name, facts in graphs.items()}
+        if train is None:
+            method = {"method": "ptq"}
+            ratios = {
+                name: _quantize_graph(folder, folder / "onnx", name, _Form(table, table.amax, method), spec, size)
+                for name, size in sizes.items()
+            }
+        else:
+            with train(model, table) as trained:
+                trained.write(folder)
+                method = {"method": "qat", "trained_sha256": file_sha256(folder / TRAINED_WEIGHTS)}
+                form = _Form(table, trained.form.ranges, method, model_sha256=artifact.lineage.files[WEIGHTS])
+                ratios = {name: _quantize_graph(folder, trained.onnx, name, form, spec, size) for name, size in sizes.items()}
         for name in graphs:
             for flavor in get_args(Flavor):
                 _state_error(folder / "onnx" / f"{name}_{flavor}.onnx", model)
-    return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=ratios["model"], skipped=skipped)
+    return QuantizeResult(
+        artifact=read_artifact(path),
+        table=table,
+        unsigned_speedup=ratios["model"],
+        skipped=skipped,
+        sensitivity=sensitivity,
+        choice=choice,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What becomes INT8: the measured table, the ranges in use, and what the file says of how they came about."""
+
+    table: CalibrationTable
+    amax: Mapping[str, float]
+    facts: Mapping[str, str]
+    model_sha256: str | None = None
 
 
 def _save(table: CalibrationTable, path: Path) -> None:
@@ -150,14 +207,15 @@ def _facts(artifact: ModelArtifact) -> dict[str, OnnxFacts]:
 
 
 def _quantize_graph(
-    folder: Path, name: str, table: CalibrationTable, spec: QuantizeSpec, size: tuple[int, int]
+    folder: Path, graphs: Path, name: str, form: _Form, spec: QuantizeSpec, size: tuple[int, int]
 ) -> float | None:
     """Write the quantized forms of one FP32 graph; how much faster the unsigned one is, or None when it was not measured."""
-    source, signed, unsigned = (folder / "onnx" / f"{name}{suffix}.onnx" for suffix in ("", "_int8", "_uint8"))
-    _write(source, signed, table, "int8")
+    source = graphs / f"{name}.onnx"
+    signed, unsigned = (folder / "onnx" / f"{name}{suffix}.onnx" for suffix in ("_int8", "_uint8"))
+    _write(source, signed, form, "int8")
     if spec.unsigned == "never":
         return None
-    _write(source, unsigned, table, "uint8")
+    _write(source, unsigned, form, "uint8")
     if spec.unsigned == "always":
         return None
     faster = speedup(signed, unsigned, size)
@@ -174,12 +232,22 @@ def _state_error(file: Path, model: SwinV2) -> None:
         append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
 
 
-def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) -> None:
+def _write(source: Path, target: Path, form: _Form, flavor: Flavor) -> None:
+    table = form.table
     try:
-        model = insert_qdq(ir.load(source), table.amax, flavor)
+        model = insert_qdq(ir.load(source), form.amax, flavor)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise QuantizeError(f"{source} is not an ONNX file that can be read ({error}); export again.") from error
-    facts = {"calibrator": table.calibrator, "options": dict(table.options), "images": table.images, "sites": list(table.sites)}
+    facts = {
+        **form.facts,
+        "calibrator": table.calibrator,
+        "options": dict(table.options),
+        "images": table.images,
+        "sites": list(table.sites),
+    }
+    if form.model_sha256 is not None:
+        # The model it is judged by, not the one whose weights it holds.
+        model.metadata_props["swinv2_deploy.model_sha256"] = form.model_sha256
     model.metadata_props["swinv2_deploy.precision"] = flavor
     model.metadata_props["swinv2_deploy.quantization"] = json.dumps(facts)
     model.metadata_props.pop("swinv2_deploy.proof", None)

@@ -72,6 +72,11 @@ class Budget:
     drop: float | None = None
     sqnr_db: float | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for anything."""
+        return self.drop is not None or self.sqnr_db is not None
+
     def holds(self, drift: SiteDrift) -> bool:
         """Whether a drift keeps within it.
 

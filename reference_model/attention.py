@@ -66,7 +66,7 @@ class WindowAttention(nn.Module):
         return self.attend(x, bias, mask)
 
     def attend_in_chunks(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        """The same as :meth:`attend`, ``window_chunk`` windows at a time, since no window looks at another.
+        """The same as :meth:`attend`, (B*n, N, C) to (B*n, N, C), ``window_chunk`` windows at a time: none looks at another.
 
         Where gradients are wanted, a chunk's logits are computed again on the way back instead of being kept.
         """

@@ -20,8 +20,8 @@ def limit_memory(model: nn.Module, *, checkpoint_blocks: bool = False, window_ch
 
     Args:
         model: Anything that holds a :class:`reference_model.model.SwinV2`.
-        checkpoint_blocks: Keep only the input of each block for the gradient, and run the block again when its turn comes: about a
-            third more time for training, none for inference.
+        checkpoint_blocks: Keep only the input of each block for the gradient, and run the block again when its turn comes: one
+            more forward pass a training step, none in inference.
         window_chunk: Windows that attention looks at together, counted over the whole batch; 0 takes all at once. It works in
             inference as well. Where gradients are wanted, the chunks are run again on the way back.
 

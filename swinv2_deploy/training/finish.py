@@ -10,10 +10,12 @@ from swinv2_deploy.artifacts import Lineage, ModelArtifact, WeightsOrigin, read_
 from swinv2_deploy.modeling.io import write_model_files
 from swinv2_deploy.training.data import TrainingImages, split_tuning
 from swinv2_deploy.training.loop import TrainResult
+from swinv2_deploy.training.plot import draw_history
 from swinv2_deploy.training.spec import TrainSpec
 from swinv2_deploy.training.start import Start
 
 MANIFEST = "training_manifest.json"
+PICTURE = "history.svg"
 ROOM_FOR_CROPS = 1.25
 """Images are kept in memory at this many times the largest training resolution."""
 
@@ -43,7 +45,7 @@ def finish(
     *,
     force: bool = False,
 ) -> ModelArtifact:
-    """Write the trained model with its history and the hashes of every image it may have seen.
+    """Write the trained model with its history, drawn where matplotlib is there, and the hashes of every image it may have seen.
 
     Raises:
         ArtifactError: When the folder cannot be written.
@@ -59,5 +61,6 @@ def finish(
     with write_artifact(path, lineage, force=force) as folder:
         write_model_files(folder, result.model, start.preprocessing)
         write_json(folder / "history.json", result.history)
+        draw_history(result.history, folder / PICTURE)
         write_json(folder / MANIFEST, {"files": dict(manifest.files)})
     return read_artifact(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -17,18 +16,18 @@ from torch import nn
 from reference_model.memory import limit_memory
 from reference_model.model import part_of_batch
 from reference_model.preprocessing import Preprocessing
-from swinv2_deploy.errors import SpecError, TrainingError, TrainingStopped
+from swinv2_deploy.errors import SpecError, TrainingError
 from swinv2_deploy.training.accuracy import share_right
 from swinv2_deploy.training.checkpoint import Identity, load_checkpoint, owned, save_checkpoint
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.distill import check_teacher, fingerprint
-from swinv2_deploy.training.processes import join_processes, largest_over, mean_over, rows_of
-from swinv2_deploy.training.schedule import learning_rate, parameter_groups
+from swinv2_deploy.training.epochs import Report, Run
+from swinv2_deploy.training.processes import join_processes, mean_over, rows_of
+from swinv2_deploy.training.schedule import parameter_groups
 from swinv2_deploy.training.spec import TrainSpec
 from swinv2_deploy.training.state import TrainingState
 from swinv2_deploy.training.step import Stepper
 
-Report = Callable[[dict[str, Any]], None]
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -103,7 +102,7 @@ def train(
         _same_everywhere(accelerator, state, folder)
         if state.snapshot is None and spec.max_rollbacks:
             state.remember()
-        run = _Run(
+        run = Run(
             spec=spec,
             state=state,
             stepper=Stepper(
@@ -129,116 +128,6 @@ def train(
             run.close_epoch(record)
         accelerator.wait_for_everyone()
         return TrainResult(model=_result(state, spec).cpu(), history=state.history)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """The parts of a run that its epochs share."""
-
-    spec: TrainSpec
-    state: TrainingState
-    stepper: Stepper
-    training: TrainingImages
-    preprocessing: Preprocessing
-    classes: int
-    save: Callable[[], None]
-    report: Report
-    stop: Callable[[], int]
-
-    def epoch(self) -> dict[str, Any]:
-        """Make the steps that are left of the epoch under way; returns its record."""
-        spec, state = self.spec, self.state
-        steps = self.training.steps(spec)
-        begin = state.epoch * steps
-        started, made = time.perf_counter(), 0
-        state.model.train()
-        while state.step < begin + steps:
-            for images, targets in self.training.batches(
-                spec, state.epoch, self.preprocessing, self.classes, first=state.step - begin, rows=self.stepper.rows
-            ):
-                rate = self.rate(steps)
-                device = self.stepper.accelerator.device
-                loss, wrong = self.stepper(state, images.to(device), targets.to(device), rate)
-                if wrong:
-                    self.go_back(wrong)
-                    break
-                made += 1
-                seconds = time.perf_counter() - started
-                self.report(
-                    {
-                        "epoch": state.epoch,
-                        "step": state.step,
-                        "steps": steps * spec.epochs,
-                        "loss": loss,
-                        "learning_rate": rate,
-                        "images_per_s": made * spec.batch_size / seconds,
-                    }
-                )
-                if state.step < begin + steps:
-                    self.between(state.step - begin)
-        return {
-            "epoch": state.epoch + 1,
-            "resolution_px": spec.resolution_at(state.epoch),
-            "loss": state.loss_sum / steps,
-            "learning_rate": rate,
-            "images_per_s": made * spec.batch_size / (time.perf_counter() - started),
-        }
-
-    def rate(self, steps: int) -> float:
-        """Learning rate of the step to come, with ``steps`` an epoch."""
-        spec = self.spec
-        return self.state.rate_factor * learning_rate(
-            self.state.step,
-            steps=steps * spec.epochs,
-            warmup=round(steps * spec.warmup_epochs),
-            peak=spec.learning_rate,
-            final=spec.final_learning_rate,
-        )
-
-    def go_back(self, wrong: str) -> None:
-        """Return to the last good state with a lower learning rate, or give up."""
-        spec, state = self.spec, self.state
-        if len(state.rollbacks) >= spec.max_rollbacks:
-            tried = f" (times {state.rate_factor:g} already, after {len(state.rollbacks)} rollbacks)" if state.rollbacks else ""
-            raise TrainingError(f"{wrong} at step {state.step}; lower the learning rate{tried}, or use --precision fp32.")
-        self.report({"rollback": state.roll_back(wrong, spec.rollback_factor)})
-
-    def between(self, done: int) -> None:
-        """Save within an epoch, ``done`` steps into it, where the recipe says so or the run shall stop."""
-        signal = self.asked_to_stop()
-        if self.spec.checkpoint_every and done % self.spec.checkpoint_every == 0:
-            if self.spec.max_rollbacks:
-                self.state.remember()
-            self.save()
-        elif signal:
-            self.save()
-        self.leave(signal)
-
-    def close_epoch(self, record: dict[str, Any]) -> None:
-        """Put an epoch's record into the history and save."""
-        state = self.state
-        begin = state.step - self.training.steps(self.spec)
-        rollbacks = [rollback for rollback in state.rollbacks if rollback["back_to"] >= begin]
-        state.history.append(record | ({"rollbacks": rollbacks} if rollbacks else {}))
-        state.epoch += 1
-        state.loss_sum = 0.0
-        if self.spec.max_rollbacks:
-            state.remember()
-        self.save()
-        self.report(state.history[-1])
-        self.leave(self.asked_to_stop())
-
-    def asked_to_stop(self) -> int:
-        """Number of the signal that any process got; 0 when the run shall go on."""
-        return largest_over(self.stepper.accelerator, self.stop())
-
-    def leave(self, signal: int) -> None:
-        """End the run if a signal asked for it."""
-        if signal:
-            raise TrainingStopped(
-                f"Stopped after step {self.state.step}, whose checkpoint is written; the same command goes on from there.",
-                signal,
-            )
 
 
 @contextmanager

@@ -77,6 +77,31 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
     )
 
 
+def load_teacher(request: SourceRequest, start: Start) -> SwinV2Classifier:
+    """The model to learn from.
+
+    Raises:
+        SpecError: When it is no trained classifier of the same classes that sees pixels normalized in the same way.
+    """
+    source = resolve(request)
+    teacher, config = source.model, source.model.config
+    if not isinstance(teacher, SwinV2Classifier) or not source.origin.trained:
+        kind = config.task if source.origin.trained else "untrained"
+        raise SpecError(f"The teacher {source.name} is {kind}; expected a trained classifier.")
+    if config.num_classes != start.model.config.num_classes or (config.labels and config.labels != start.model.config.labels):
+        raise SpecError(
+            f"The teacher {source.name} knows {config.num_classes} classes {list(config.labels[:4])}..., and the images have "
+            f"{start.model.config.num_classes}, {list(start.model.config.labels[:4])}...; expected the same, in order."
+        )
+    own, theirs = start.preprocessing, source.preprocessing
+    if (own.mean, own.std) != (theirs.mean, theirs.std):
+        raise SpecError(
+            f"The teacher {source.name} normalizes by mean {theirs.mean} and deviation {theirs.std}, the model by {own.mean} and "
+            f"{own.std}; expected the same, since both see the same pixels."
+        )
+    return teacher
+
+
 def _classifier(config: SwinV2Config, classes: tuple[str, ...], drop_path: float) -> SwinV2Config:
     return replace(
         config,

@@ -84,7 +84,8 @@ def quantize_aware(
                 seen=seen_images(images, _seen_before(artifact)),
             )
 
-    return quantize(artifact, spec, images, path, force=force, progress=progress, searched=searched, train=train)
+    recipe = {"qat": qat.to_dict()}
+    return quantize(artifact, spec, images, path, force=force, progress=progress, searched=searched, train=train, recipe=recipe)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -91,6 +91,7 @@ def quantize(
     progress: Progress | None = None,
     searched: Progress = lambda done, total: None,
     train: Trainer | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> QuantizeResult:
     """Calibrate on images and write an artifact with INT8 graphs beside the FP32 one.
 
@@ -105,6 +106,7 @@ def quantize(
         progress: Called with images done and in all.
         searched: Called with measurements of the sweep done and in all.
         train: Trains the calibrated model and exports what it became; None quantizes the weights as they are.
+        recipe: What the lineage says about that training, in plain JSON types.
 
     Raises:
         ArtifactError: When the source has no FP32 graph, or the folder cannot be written.
@@ -121,7 +123,7 @@ def quantize(
     wanted = min(spec.images or MOST_IMAGES, len(images))
     lineage = Lineage(
         stage="quantize",
-        spec=spec.to_dict() | {"sites": list(sites)},
+        spec=spec.to_dict() | {"sites": list(sites)} | dict(recipe or {}),
         weights=artifact.lineage.weights,
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=spec.seed,

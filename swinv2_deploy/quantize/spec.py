@@ -94,7 +94,7 @@ class QatSpec:
         seed: Seeds order and augmentation.
     """
 
-    epochs: int = 3
+    epochs: int = 2
     learning_rate: float = 2e-5
     batch_size: int = 32
     ranges: Ranges = "frozen"

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_qat.py --data clothing10 --out benchmarks/results/qat.json
 
-``--data`` holds ``train``, which is calibrated and trained on, and ``val``, which is judged on. Without ``--model`` the bundled model is
-exported first. Training is resumable: the same command goes on where an earlier one stopped.
+``--data`` holds ``train``, which is calibrated and trained on, and ``val``, which is judged on. Without ``--model`` the bundled
+model is exported first. Training is resumable: the same command goes on where an earlier one stopped.
 """
 
 from __future__ import annotations

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, Artifact, Data, DryRun, Force, Json, Out, Quiet, Seed, Verbose
+from swinv2_deploy.errors import SpecError
 
 if TYPE_CHECKING:
     from swinv2_deploy.quantize.ptq import QuantizeResult
@@ -19,8 +22,9 @@ def quantize_command(
     model: Artifact = None,
     data: Data = None,
     calibrator: Annotated[
-        str, typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse.")
-    ] = "percentile",
+        str | None,
+        typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse. Default: percentile."),
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policy", help="What is quantized: linear (every linear layer of the blocks) or mlp.")
     ] = "linear",
@@ -33,6 +37,14 @@ def quantize_command(
     uint8: Annotated[
         str, typer.Option("--uint8", help="Write model_uint8.onnx: auto (only where it is faster here), always or never.")
     ] = "auto",
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="calibration_table.json made before, instead of measuring; --data then only judges it."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop where a calibration lint would only warn.")] = False,
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", help="Calibration lint that must not stop, such as dead-head; repeatable.")
+    ] = None,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -51,28 +63,39 @@ def quantize_command(
         from swinv2_deploy.quantize.spec import QuantizeSpec, as_policy, as_unsigned
 
         spec = QuantizeSpec(
-            calibrator=calibrator,
+            calibrator=calibrator or "percentile",
             policy=as_policy(policy),
             images=images,
             batch_size=batch_size,
             unsigned=as_unsigned(uint8),
             seed=seed,
+            strict=strict,
+            accept=tuple(accept or ()),
         )
+        if table is not None and (calibrator or ((images or batch_size or seed) and data is None)):
+            raise SpecError(
+                f"--table {table} holds ranges that were measured, so that --calibrator, and without --data --images, --batch-size "
+                "and --seed, change nothing; expected none of them. Leave them out."
+            )
         artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
-        folder = ImageFolder.open(data or sample_folder("calibrate"))
+        folder = None if table and data is None else ImageFolder.open(data or sample_folder("calibrate"))
         path = out or artifact.path.with_name(f"{artifact.name.removesuffix('-int8')}-int8")
         sites = quantization_sites(artifact.config, spec.policy)
         output.say(f"Quantizing {artifact.path}" + ("" if model else " (the newest artifact)"))
-        output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
-        output.say(f"  calibrator: {spec.calibrator}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
+        if folder is not None:
+            output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
+        ranges = f"calibrator: {spec.calibrator}" if table is None else f"ranges: {table}"
+        output.say(f"  {ranges}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
         if not artifact.lineage.weights.trained:
             warn("the weights are untrained: file sizes, speed and drift are real, accuracy is not.")
         if dry_run:
             output.say(f"Would write {path}")
             output.result({"artifact": str(path), "dry_run": True, "sites": list(sites)})
             return
+        from swinv2_deploy.quantize.calibrate import read_table
         from swinv2_deploy.quantize.ptq import quantize
 
+        made = read_table(table) if table else None
         with Progress(
             TextColumn("calibrating"),
             BarColumn(),
@@ -88,6 +111,7 @@ def quantize_command(
                 spec,
                 folder,
                 path,
+                table=made,
                 force=force,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
@@ -95,10 +119,14 @@ def quantize_command(
 
 
 def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
+    from swinv2_deploy.quantize.picture import INSTALL
+
     files = result.artifact.onnx_files
     whole = files["model"].stat().st_size
     for reason in result.skipped:
         warn(f"skipped: {reason}")
+    for finding in result.findings:
+        warn(str(finding))
     output.say(f"[green]Quantized[/] from {result.table.images} images: {result.artifact.path}")
     for name, file in files.items():
         size = file.stat().st_size
@@ -113,6 +141,10 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
     if widest and widest[0][1].clipped > 0:
         names = ", ".join(f"{name} {site.clipped:.3%}" for name, site in widest)
         output.say(f"  most clipped sites: {names}")
+    if result.picture is not None:
+        output.say(f"  what every site saw, and its range: {result.picture}")
+    elif result.table.histograms:
+        output.say(f"  no picture of the ranges, for matplotlib is not installed: {escape(INSTALL)}")
     from swinv2_deploy.runtime.onnx_runner import saturates
 
     if saturates():
@@ -129,7 +161,9 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
             "onnx": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in files.items()},
             "images": result.table.images,
             "skipped": list(result.skipped),
+            "lints": [finding.to_dict() for finding in result.findings],
             "amax": result.table.amax,
+            "picture": None if result.picture is None else str(result.picture),
             "unsigned_speedup": result.unsigned_speedup,
             "saturates_here": saturates(),
         }

@@ -7,42 +7,36 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no type information
 
-from calibration.collect import collect
 from calibration.dataset import ImageFolder
 from calibration.errors import CalibrationError
+from calibration.histograms import save_histograms
+from calibration.lints import Finding
 from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
-from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy.artifacts import GROWING, LINEAGE, Lineage, ModelArtifact, read_artifact, write_artifact
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
-from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
+from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
+from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate
+from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
-from swinv2_deploy.runtime import Masks, OnnxRunner, masks_for, prove
+from swinv2_deploy.runtime import OnnxRunner, masks_for, prove
 from swinv2_deploy.runtime.grid import quick_grid
 from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
 
-TABLE = "calibration_table.json"
-MOST_IMAGES = 512
-"""Calibration images when none are asked for; ranges do not move beyond some hundred."""
 WORTH_KEEPING = 1.03
 """``model_uint8.onnx`` is kept where it is at least this many times as fast as ``model_int8.onnx``."""
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,20 +48,25 @@ class QuantizeResult:
         table: Range of every site.
         unsigned_speedup: Speed of the unsigned form over the signed one in ONNX Runtime, or None when it was not measured.
         skipped: Images that could not be read, with the reason.
+        findings: What looks wrong about the calibration and did not stop it.
+        picture: The drawing of what every site saw, or None where there is no matplotlib or nothing to draw.
     """
 
     artifact: ModelArtifact
     table: CalibrationTable
     unsigned_speedup: float | None
     skipped: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    picture: Path | None = None
 
 
 def quantize(
     artifact: ModelArtifact,
     spec: QuantizeSpec,
-    images: ImageFolder,
+    images: ImageFolder | None,
     path: Path,
     *,
+    table: CalibrationTable | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
@@ -76,14 +75,15 @@ def quantize(
     Args:
         artifact: Artifact with ``onnx/model.onnx``.
         spec: How to quantize.
-        images: Photographs of what the model will see; never those that accuracy is judged on.
+        images: Photographs of what the model will see; never those that accuracy is judged on. None with a table.
         path: Artifact folder to make.
+        table: Ranges measured before, instead of measuring them; the images then only judge them.
         force: Whether an artifact that is already there is replaced.
         progress: Called with images done and in all.
 
     Raises:
         ArtifactError: When the source has no FP32 graph, or the folder cannot be written.
-        CalibrationError: When a site is dead or not finite.
+        CalibrationError: When a site cannot be measured; as a ``LintError``, when a finding stops it, with the names.
         QuantizeError: When scales do not fit the graph.
     """
     if "model" not in artifact.onnx_files:
@@ -93,10 +93,9 @@ def quantize(
     graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
-    wanted = min(spec.images or MOST_IMAGES, len(images))
     lineage = Lineage(
         stage="quantize",
-        spec=spec.to_dict() | {"sites": list(sites)},
+        spec=spec.to_dict() | {"sites": list(sites)} | (_origin(table) if table else {}),
         weights=artifact.lineage.weights,
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=spec.seed,
@@ -104,24 +103,13 @@ def quantize(
     size = sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())
     # First of all: a place that is taken or full should be known before the images are worked through.
     with write_artifact(path, lineage, force=force, needed_bytes=2 * size) as folder:
-        chosen, skipped = _readable(images.select(wanted, spec.seed))
-        table = collect(
-            model,
-            _batches(
-                chosen,
-                artifact.preprocessing,
-                spec.batch_for(artifact.preprocessing.size),
-                progress,
-                masks_for(model.config),
-            ),
-            {site: site for site in sites},
-            manifest=chosen.manifest(),
-            model_sha256=artifact.lineage.files[WEIGHTS],
-            calibrator=spec.calibrator,
-            seed=spec.seed,
-        )
+        ranges = calibrate(artifact, model, spec, images, table, progress)
+        table = ranges.table
         _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
         _save(table, folder / TABLE)
+        drawn = drawable(table)
+        if drawn:
+            draw(table, folder / PICTURE)
         ratios = {
             name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact.preprocessing, facts.resolutions).size)
             for name, facts in graphs.items()
@@ -129,12 +117,26 @@ def quantize(
         for name in graphs:
             for flavor in get_args(Flavor):
                 _state_error(folder / "onnx" / f"{name}_{flavor}.onnx", model)
-    return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=ratios["model"], skipped=skipped)
+    return QuantizeResult(
+        artifact=read_artifact(path),
+        table=table,
+        unsigned_speedup=ratios["model"],
+        skipped=ranges.skipped,
+        findings=ranges.findings,
+        picture=path / PICTURE if drawn else None,
+    )
+
+
+def _origin(table: CalibrationTable) -> dict[str, object]:
+    """What the lineage says of a table that was made before, over what the spec would have measured."""
+    return {"calibrator": table.calibrator, "images": table.images, "seed": table.seed, "reused_table": True}
 
 
 def _save(table: CalibrationTable, path: Path) -> None:
     try:
         table.save(path)
+        if table.histograms:
+            save_histograms(table.histograms, path.with_name(HISTOGRAMS), path)
     except CalibrationError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error  # the artifact says what is wrong with the disk
@@ -197,34 +199,8 @@ def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) 
 def _copy(artifact: ModelArtifact, folder: Path, replaced: tuple[str, ...]) -> None:
     """Copy every file of the source after its hash was checked, but for those whose name begins as one that is replaced."""
     for name in artifact.lineage.files:
-        if name in (LINEAGE, TABLE) or name.startswith(replaced) or name.split("/")[0] in GROWING:
+        if name in (LINEAGE, TABLE, HISTOGRAMS, PICTURE) or name.startswith(replaced) or name.split("/")[0] in GROWING:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.file(name), target)
-
-
-def _readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
-    """The images that decode, and why the others do not."""
-    good, skipped = [], []
-    for name, path in zip(images.names, images.paths, strict=True):
-        try:
-            read_image(path)
-            good.append(name)
-        except ImageError as error:
-            skipped.append(str(error))
-    if not good:
-        raise QuantizeError(f"None of the {len(images)} images in {images.root} can be read. The first: {skipped[0]}")
-    return ImageFolder(images.root, tuple(good), images.classes), tuple(skipped)
-
-
-def _batches(
-    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None, masks: Masks | None
-) -> Iterator[torch.Tensor | tuple[torch.Tensor, ...]]:
-    for start in range(0, len(images), batch_size):
-        pixels = [preprocessing(read_image(path)) for path in images.paths[start : start + batch_size]]
-        batch = np.stack(pixels)
-        # Hidden patches are in every image the model was trained on, so ranges are measured with them.
-        yield torch.from_numpy(batch) if masks is None else (torch.from_numpy(batch), torch.from_numpy(masks(batch)))
-        if progress is not None:
-            progress(start + len(pixels), len(images))

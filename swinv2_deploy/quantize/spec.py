@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
+from calibration.lints import STATISTICAL
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.sites import POLICIES, Policy
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
+
+ACCEPTABLE = ("dead-head", *STATISTICAL)
+"""Lints that ``accept`` may name; without the others there are no scales, or not this model's."""
 
 Unsigned = Literal["auto", "always", "never"]
 
@@ -24,6 +28,8 @@ class QuantizeSpec:
         batch_size: Images a forward pass while calibrating; None takes what fits into about 1 GiB.
         unsigned: Whether ``model_uint8.onnx`` is written: ``auto`` keeps it where it is measurably faster in ONNX Runtime here.
         seed: Seed of the choice of images.
+        strict: Whether a lint that only warns stops the quantization.
+        accept: Names of lints that never stop it.
     """
 
     calibrator: str = "percentile"
@@ -32,6 +38,8 @@ class QuantizeSpec:
     batch_size: int | None = None
     unsigned: Unsigned = "auto"
     seed: int = 0
+    strict: bool = False
+    accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
@@ -42,6 +50,9 @@ class QuantizeSpec:
             raise SpecError(f"unsigned is {self.unsigned!r}; expected auto, always or never.")
         if any(value is not None and value < 1 for value in (self.batch_size, self.images)):
             raise SpecError(f"images is {self.images} and batch_size {self.batch_size}; both must be at least 1.")
+        for code in self.accept:
+            if code not in ACCEPTABLE:
+                raise SpecError(f"The lint {code!r} cannot be accepted; expected one of {', '.join(ACCEPTABLE)}.")
 
     def batch_for(self, size: tuple[int, int]) -> int:
         """Images a forward pass at (height, width) in px: as many as have the pixels of eight 256-px images, 16 at most."""

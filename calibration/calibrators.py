@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibration.errors import CalibrationError
+from calibration.histograms import Histogram
 
 LEVELS = 128
 """Magnitudes of a signed 8-bit number: 0 to 127."""
@@ -142,6 +143,14 @@ class HistogramCalibrator(Calibrator):
             return 0.0
         return int(self.counts[math.ceil(amax / self.width) :].sum()) / int(self.counts.sum())
 
+    def histogram(self) -> Histogram:
+        """What was seen so far.
+
+        Raises:
+            CalibrationError: Before any value was collected.
+        """
+        return Histogram(self.width, tuple(self.counts.tolist()))
+
     def _update(self, values: Tensor) -> None:
         if self.largest > 0:
             # largest < 2**power, so it lies inside the last bin or before.
@@ -167,6 +176,15 @@ class HistogramCalibrator(Calibrator):
         """Counts up to the last bin that is not empty, (n,)."""
         counts = self.counts.numpy()
         return counts[: int(np.flatnonzero(counts)[-1]) + 1]
+
+
+class Recorder(HistogramCalibrator):
+    """Keeps the histogram beside a calibrator that has none; its range is the largest magnitude."""
+
+    name = "recorder"
+
+    def _amax(self) -> float:
+        return self.largest
 
 
 class PercentileCalibrator(HistogramCalibrator):

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from calibration.calibrators import CALIBRATORS, Calibrator
+from calibration.calibrators import CALIBRATORS, Calibrator, HistogramCalibrator, Recorder
 from calibration.dataset import Manifest
 from calibration.errors import CalibrationError
+from calibration.lints import Finding, LintError
 from calibration.table import CalibrationTable, SiteRange
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -29,6 +30,7 @@ def collect(
     seed: int = 0,
     dead: Literal["raise", "keep"] = "raise",
     on_batch: Callable[[int], object] | None = None,
+    histograms: bool = False,
 ) -> CalibrationTable:
     """Measure the range of every site.
 
@@ -46,10 +48,12 @@ def collect(
         seed: Seed that the images were chosen with, for the table.
         dead: Whether a site that only saw zeros is an error, or listed in the table's ``dead_sites``.
         on_batch: Called after each batch with the number of images so far.
+        histograms: Whether the table carries what each site saw, also where the calibrator needs no histogram.
 
     Raises:
-        CalibrationError: On a site that is no submodule, never ran, was not given a tensor, saw NaN or infinity, or is dead; on
-            an unknown calibrator; and without batches.
+        CalibrationError: On a site that is no submodule, never ran, or was not given a tensor; on an unknown calibrator; and
+            without batches.
+        LintError: On a site that saw NaN or infinity, or is dead.
     """
     watched = {site: (target, 0) if isinstance(target, str) else target for site, target in sites.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -60,12 +64,18 @@ def collect(
         )
     make = _calibrator_factory(calibrator)
     calibrators = {site: make() for site in watched}
+    recorders = {
+        site: watcher if isinstance(watcher, HistogramCalibrator) else Recorder()
+        for site, watcher in calibrators.items()
+        if histograms
+    }
     images = 0
     with ExitStack() as stack:
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(torch.no_grad())
         for site, (name, position) in watched.items():
-            hook = _watch(site, position, calibrators[site])
+            watchers = {id(watcher): watcher for watcher in (calibrators[site], recorders.get(site, calibrators[site]))}
+            hook = _watch(site, position, tuple(watchers.values()))
             stack.callback(modules[name].register_forward_pre_hook(hook).remove)
         for batch in batches:
             images += _call(model, batch)
@@ -85,12 +95,14 @@ def collect(
         manifest=manifest,
         model_sha256=model_sha256,
         seed=seed,
+        histograms={site: recorder.histogram() for site, recorder in recorders.items()},
     )
     if table.dead_sites and dead == "raise":
-        raise CalibrationError(
+        text = (
             f"The sites {list(table.dead_sites)} were zero in all {images} images, so they have no scale; leave them out, or "
             "check the weights before them."
         )
+        raise LintError([Finding(code="dead-site", text=text, value=float(len(table.dead_sites)), limit=0.0)])
     return table
 
 
@@ -102,7 +114,7 @@ def _calibrator_factory(calibrator: str | Callable[[], Calibrator]) -> Callable[
     return CALIBRATORS[calibrator]
 
 
-def _watch(site: str, position: int, calibrator: Calibrator) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _watch(site: str, position: int, watchers: tuple[Calibrator, ...]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         value = arguments[position] if 0 <= position < len(arguments) else None
         if not isinstance(value, Tensor):
@@ -111,9 +123,11 @@ def _watch(site: str, position: int, calibrator: Calibrator) -> Callable[[nn.Mod
                 "arguments; expected a tensor."
             )
         try:
-            calibrator.collect(value)
+            for watcher in watchers:
+                watcher.collect(value)
         except CalibrationError as error:
-            raise CalibrationError(f"Site {site}: {error} Check the weights and the preprocessing.") from error
+            text = f"Site {site}: {error} Check the weights and the preprocessing."
+            raise LintError([Finding(code="nan-activations", text=text)]) from error
 
     return hook
 

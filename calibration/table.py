@@ -9,12 +9,14 @@ import re
 import secrets
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from calibration.dataset import Manifest
 from calibration.errors import CalibrationError
+from calibration.histograms import Histogram
+from calibration.lints import Finding, LintError
 
 SCHEMA = 1
 """Version of the file; raised whenever its keys or their meaning change."""
@@ -39,8 +41,11 @@ class SiteRange:
     def __post_init__(self) -> None:
         for name in ("amax", "low", "high", "clipped"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise CalibrationError(f"{name} is {value!r}; expected a finite number.")
+            if not _is_finite(value):
+                text = f"{name} is {value!r}; expected a finite number. Calibrate again, and look for NaN in the weights."
+                raise LintError([Finding(code="nan-scale", text=text)])
             object.__setattr__(self, name, float(value))
         if self.low > self.high or not 0 <= self.amax <= max(abs(self.low), abs(self.high)) or not 0 <= self.clipped <= 1:
             raise CalibrationError(
@@ -61,6 +66,7 @@ class CalibrationTable:
         manifest: Which images.
         model_sha256: Hash of the weights, 64 hex digits.
         seed: Seed of the choice of images.
+        histograms: Site name to what it saw, where that was asked for; not in the table's file.
     """
 
     calibrator: str
@@ -70,6 +76,7 @@ class CalibrationTable:
     manifest: Manifest
     model_sha256: str
     seed: int
+    histograms: Mapping[str, Histogram] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.calibrator, str) or not self.calibrator:
@@ -105,7 +112,11 @@ class CalibrationTable:
         unknown = sorted(set(sites) - self.sites.keys())
         if unknown:
             raise CalibrationError(f"The table has no sites {unknown[:5]}; it holds {list(self.sites)[:5]} and more.")
-        return replace(self, sites={name: site for name, site in self.sites.items() if name in sites})
+        return replace(
+            self,
+            sites={name: site for name, site in self.sites.items() if name in sites},
+            histograms={name: histogram for name, histogram in self.histograms.items() if name in sites},
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to ``path``, whole or not at all; a table that was there is replaced.
@@ -154,10 +165,14 @@ class CalibrationTable:
             content = json.loads(source.read_bytes(), parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates)
         except OSError as error:
             raise CalibrationError(f"The calibration table {source} cannot be read ({error.strerror}).") from error
+        except LintError:
+            raise
         except (ValueError, RecursionError) as error:
             raise CalibrationError(f"{source} is no calibration table ({error}); calibrate again.") from error
         try:
             return cls._from_json(content)
+        except LintError:
+            raise
         except CalibrationError as error:
             raise CalibrationError(f"{source} is no valid calibration table: {error}") from error
 
@@ -177,6 +192,9 @@ class CalibrationTable:
             _require_keys(site, {"amax", "low", "high", "clipped"}, f"site {name}")
             try:
                 sites[name] = SiteRange(**site)
+            except LintError as error:
+                (finding,) = error.findings
+                raise LintError([replace(finding, text=f"site {name}: {finding.text}")]) from error
             except CalibrationError as error:
                 raise CalibrationError(f"site {name}: {error}") from error
         return cls(
@@ -212,7 +230,8 @@ def _require_keys(value: Any, keys: set[str], name: str) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> float:
-    raise CalibrationError(f"it holds {text}, which is no number")
+    words = f"the calibration table holds {text}, which is no number; expected finite ranges. Calibrate again."
+    raise LintError([Finding(code="nan-scale", text=words)])
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

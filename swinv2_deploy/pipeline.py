@@ -36,6 +36,7 @@ def quantize_aware(
     path: Path,
     *,
     run: Path,
+    table: CalibrationTable | None = None,
     force: bool = False,
     progress: Progress | None = None,
     searched: Progress = lambda done, total: None,
@@ -51,6 +52,7 @@ def quantize_aware(
         images: Labeled photographs to calibrate and train on; never those that accuracy is judged on.
         path: Artifact folder to make.
         run: Folder of the training's checkpoint; a run found there goes on.
+        table: Ranges measured before, instead of measuring them.
         force: Whether an artifact that is already there is replaced.
         progress: Called with images calibrated and in all.
         searched: Called with measurements of a sweep done and in all.
@@ -71,9 +73,9 @@ def quantize_aware(
         )
 
     @contextmanager
-    def train(model: SwinV2, table: CalibrationTable) -> Iterator[Retrained]:
+    def train(model: SwinV2, ranges: CalibrationTable) -> Iterator[Retrained]:
         result = train_quantized(
-            classifier_of(model), table, qat, images, artifact.preprocessing, run, report=report, stop=stop
+            classifier_of(model), ranges, qat, images, artifact.preprocessing, run, report=report, stop=stop
         )
         with tempfile.TemporaryDirectory() as folder:
             exported = export_like(artifact, result.form, Path(folder) / "trained")

@@ -83,7 +83,10 @@ def reported_errors(output: Output) -> Iterator[None]:
         code = error.exit_code if isinstance(error, SwinDeployError) else 2 if usage else 1
         if output.verbose:
             Console(stderr=True).print_exception()
-        _fail(str(error), output, {"error": type(error).__name__, "message": str(error), "exit_code": code})
+        content = {"error": type(error).__name__, "message": str(error), "exit_code": code}
+        findings = getattr(error, "findings", ())  # of a LintError
+        lints = {"lints": [finding.to_dict() for finding in findings]} if findings else {}
+        _fail(str(error), output, content | lints)
         raise typer.Exit(code) from error
     except OSError as error:
         # What a stage did not expect of the disk, such as a file without permission to read it.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, Artifact, Data, DryRun, Force, Json, Out, Quiet, Seed, Verbose
@@ -31,8 +32,9 @@ def quantize_command(
     model: Artifact = None,
     data: Data = None,
     calibrator: Annotated[
-        str, typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse.")
-    ] = "percentile",
+        str | None,
+        typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse. Default: percentile."),
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policy", help="What is quantized: linear (every linear layer of the blocks) or mlp.")
     ] = "linear",
@@ -45,6 +47,14 @@ def quantize_command(
     uint8: Annotated[
         str, typer.Option("--uint8", help="Write model_uint8.onnx: auto (only where it is faster here), always or never.")
     ] = "auto",
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="calibration_table.json made before, instead of measuring; --data then only judges it."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop where a calibration lint would only warn.")] = False,
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", help="Calibration lint that must not stop, such as dead-head; repeatable.")
+    ] = None,
     method: Annotated[
         str, typer.Option("--method", help="ptq quantizes the weights as they are, qat trains them with their rounding first.")
     ] = "ptq",
@@ -106,7 +116,7 @@ def quantize_command(
         # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
         torch.set_flush_denormal(True)
         spec = QuantizeSpec(
-            calibrator=calibrator,
+            calibrator=calibrator or "percentile",
             policy=as_policy(policy),
             images=images,
             batch_size=batch_size,
@@ -116,6 +126,8 @@ def quantize_command(
             budget_sqnr=budget_sqnr,
             tuning_images=tuning_images,
             seed=seed,
+            strict=strict,
+            accept=tuple(accept or ()),
         )
         given = {
             "epochs": epochs,
@@ -125,36 +137,45 @@ def quantize_command(
             "distill_weight": distill_weight,
         }
         qat = qat_spec(method, {name: value for name, value in given.items() if value is not None}, run, seed)
-        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
-        folder, held = open_split(data or sample_folder("calibrate"))
-        if compare and held is None:
+        if table is not None and (calibrator or ((images or batch_size or seed) and data is None)):
             raise SpecError(
-                f"--compare judges on photographs held out, and {folder.root} has no train and val; give --data a folder with both."
+                f"--table {table} holds ranges that were measured, so that --calibrator, and without --data --images, --batch-size "
+                "and --seed, change nothing; expected none of them. Leave them out."
             )
-        if qat is not None and train_batch is None and len(folder) < qat.batch_size:
+        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
+        folder = held = None
+        if table is None or data is not None or qat is not None or spec.searches:
+            folder, held = open_split(data or sample_folder("calibrate"))
+        if compare and held is None:
+            raise SpecError(f"--compare judges on photographs held out; give --data a folder with train and val, not {data}.")
+        if qat is not None and folder is not None and train_batch is None and len(folder) < qat.batch_size:
             qat = replace(qat, batch_size=len(folder))
         suffix = "int8" if qat is None else "qat"
         path = out or artifact.path.with_name(f"{re.sub('-(int8|qat)$', '', artifact.name)}-{suffix}")
         sites = quantization_sites(artifact.config, spec.policy)
         output.say(f"Quantizing {artifact.path}" + ("" if model else " (the newest artifact)"))
-        output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
+        if folder is not None:
+            output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
         if qat is not None:
             output.say(
                 f"  training with the rounding: {qat.epochs} epochs, peak learning rate {qat.learning_rate:g}, ranges "
                 f"{qat.ranges}; checkpoint in {run or default_run(path)}"
             )
-        output.say(f"  calibrator: {spec.calibrator}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
+        measured = f"calibrator: {spec.calibrator}" if table is None else f"ranges: {table}"
+        output.say(f"  {measured}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
         if not artifact.lineage.weights.trained:
             warn("the weights are untrained: file sizes, speed and drift are real, accuracy is not.")
         if dry_run:
             output.say(f"Would write {path}")
             output.result({"artifact": str(path), "dry_run": True, "sites": list(sites)})
             return
-        with stage_progress(output, searches=spec.searches) as (calibrated, searched):
-            if qat is None:
-                from swinv2_deploy.quantize.ptq import quantize
+        from swinv2_deploy.quantize.calibrate import read_table
+        from swinv2_deploy.quantize.ptq import quantize
 
-                result = quantize(artifact, spec, folder, path, force=force, progress=calibrated, searched=searched)
+        made = read_table(table) if table else None
+        with stage_progress(output, searches=spec.searches) as (calibrated, searched):
+            if qat is None or folder is None:
+                result = quantize(artifact, spec, folder, path, table=made, force=force, progress=calibrated, searched=searched)
             else:
                 result = train_and_quantize(
                     artifact,
@@ -164,21 +185,28 @@ def quantize_command(
                     path,
                     run or default_run(path),
                     output,
+                    table=made,
                     force=force,
                     progress=calibrated,
                     searched=searched,
                 )
         if not is_first():
             return
-        verdicts = judged(artifact, result.artifact, qat, spec, folder, held, output) if compare and held is not None else []
+        verdicts = []
+        if compare and folder is not None and held is not None:
+            verdicts = judged(artifact, result.artifact, qat, spec, folder, held, output)
         _report(result, output, verdicts, named=out is not None or model is not None)
 
 
 def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, named: bool) -> None:
+    from swinv2_deploy.quantize.picture import INSTALL
+
     files = result.artifact.onnx_files
     whole = files["model"].stat().st_size
     for reason in result.skipped:
         warn(f"skipped: {reason}")
+    for finding in result.findings:
+        warn(str(finding))
     output.say(f"[green]Quantized[/] from {result.table.images} images: {result.artifact.path}")
     for name, file in files.items():
         size = file.stat().st_size
@@ -193,6 +221,10 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
     if widest and widest[0][1].clipped > 0:
         names = ", ".join(f"{name} {site.clipped:.3%}" for name, site in widest)
         output.say(f"  most clipped sites: {names}")
+    if result.picture is not None:
+        output.say(f"  what every site saw, and its range: {result.picture}")
+    elif result.table.histograms:
+        output.say(f"  no picture of the ranges, for matplotlib is not installed: {escape(INSTALL)}")
     _report_sites(result, output)
     show_verdicts(verdicts, output)
     from swinv2_deploy.runtime.onnx_runner import saturates
@@ -211,7 +243,9 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
             "onnx": {name: {"path": str(file), "bytes": file.stat().st_size} for name, file in files.items()},
             "images": result.table.images,
             "skipped": list(result.skipped),
+            "lints": [finding.to_dict() for finding in result.findings],
             "amax": result.table.amax,
+            "picture": None if result.picture is None else str(result.picture),
             "unsigned_speedup": result.unsigned_speedup,
             "saturates_here": saturates(),
             "sensitivity": result.sensitivity.to_dict() if result.sensitivity else None,

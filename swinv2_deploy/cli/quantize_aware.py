@@ -16,6 +16,7 @@ from swinv2_deploy.cli.training_progress import stop_requests, training_progress
 
 if TYPE_CHECKING:
     from calibration.dataset import ImageFolder
+    from calibration.table import CalibrationTable
     from swinv2_deploy.artifacts import ModelArtifact
     from swinv2_deploy.pipeline import Verdict
     from swinv2_deploy.quantize.ptq import QuantizeResult
@@ -63,6 +64,7 @@ def train_and_quantize(
     run: Path,
     output: Output,
     *,
+    table: CalibrationTable | None,
     force: bool,
     progress: Counted,
     searched: Counted,
@@ -78,6 +80,7 @@ def train_and_quantize(
             images,
             path if is_first() else Path(elsewhere) / path.name,
             run=run,
+            table=table,
             force=force,
             progress=progress,
             searched=searched,

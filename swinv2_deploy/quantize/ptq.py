@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # ships no type information
 
-from calibration.collect import collect
 from calibration.dataset import ImageFolder
 from calibration.errors import CalibrationError
+from calibration.histograms import save_histograms
+from calibration.lints import Finding
 from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
-from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy.artifacts import (
     GROWING,
     LINEAGE,
@@ -39,25 +37,25 @@ from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
+from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
+from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
+from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
 from swinv2_deploy.quantize.qat import Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.search import search, unused
 from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
-from swinv2_deploy.runtime import Masks, OnnxRunner, masks_for, prove
+from swinv2_deploy.runtime import OnnxRunner, masks_for, prove
 from swinv2_deploy.runtime.grid import quick_grid
 from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
 
-TABLE = "calibration_table.json"
 SENSITIVITY = "sensitivity.json"
-MOST_IMAGES = 512
-"""Calibration images when none are asked for; ranges do not move beyond some hundred."""
+OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, TRAINED_WEIGHTS, QAT_HISTORY)
+"""Files that a quantization writes: those of an earlier one are not taken over."""
 WORTH_KEEPING = 1.03
 """``model_uint8.onnx`` is kept where it is at least this many times as fast as ``model_int8.onnx``."""
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +69,8 @@ class QuantizeResult:
         skipped: Images that could not be read, with the reason.
         sensitivity: The sweep over all sites, where one was asked for.
         choice: The sites that a budget chose, where there was one.
+        findings: What looks wrong about the calibration and did not stop it.
+        picture: The drawing of what every site saw, or None where there is no matplotlib or nothing to draw.
     """
 
     artifact: ModelArtifact
@@ -79,14 +79,17 @@ class QuantizeResult:
     skipped: tuple[str, ...]
     sensitivity: Sensitivity | None = None
     choice: Choice | None = None
+    findings: tuple[Finding, ...] = ()
+    picture: Path | None = None
 
 
 def quantize(
     artifact: ModelArtifact,
     spec: QuantizeSpec,
-    images: ImageFolder,
+    images: ImageFolder | None,
     path: Path,
     *,
+    table: CalibrationTable | None = None,
     force: bool = False,
     progress: Progress | None = None,
     searched: Progress = lambda done, total: None,
@@ -100,8 +103,9 @@ def quantize(
     Args:
         artifact: Artifact with ``onnx/model.onnx``.
         spec: How to quantize.
-        images: Photographs of what the model will see; never those that accuracy is judged on.
+        images: Photographs of what the model will see; never those that accuracy is judged on. None with a table.
         path: Artifact folder to make.
+        table: Ranges measured before, instead of measuring them; the images then only judge them.
         force: Whether an artifact that is already there is replaced.
         progress: Called with images done and in all.
         searched: Called with measurements of the sweep done and in all.
@@ -110,7 +114,7 @@ def quantize(
 
     Raises:
         ArtifactError: When the source has no FP32 graph, or the folder cannot be written.
-        CalibrationError: When a site is dead or not finite.
+        CalibrationError: When a site cannot be measured; as a ``LintError``, when a finding stops it, with the names.
         QuantizeError: When scales do not fit the graph.
     """
     if "model" not in artifact.onnx_files:
@@ -120,10 +124,9 @@ def quantize(
     graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
-    wanted = min(spec.images or MOST_IMAGES, len(images))
     lineage = Lineage(
         stage="quantize",
-        spec=spec.to_dict() | {"sites": list(sites)} | dict(recipe or {}),
+        spec=spec.to_dict() | {"sites": list(sites)} | (_origin(table) if table else {}) | dict(recipe or {}),
         weights=artifact.lineage.weights,
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=spec.seed,
@@ -131,30 +134,21 @@ def quantize(
     size = sum(file.stat().st_size for file in artifact.path.rglob("*") if file.is_file())
     # First of all: a place that is taken or full should be known before the images are worked through.
     with write_artifact(path, lineage, force=force, needed_bytes=2 * size) as folder:
-        chosen, skipped = _readable(images.select(wanted, spec.seed))
-        table = collect(
-            model,
-            _batches(
-                chosen,
-                artifact.preprocessing,
-                spec.batch_for(artifact.preprocessing.size),
-                progress,
-                masks_for(model.config),
-            ),
-            {site: site for site in sites},
-            manifest=chosen.manifest(),
-            model_sha256=artifact.lineage.files[WEIGHTS],
-            calibrator=spec.calibrator,
-            seed=spec.seed,
-        )
+        ranges = calibrate(artifact, model, spec, images, table, progress)
+        table = ranges.table
         _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
         sensitivity = choice = None
         if spec.searches:
-            rest = _readable(unused(images, chosen, spec.tuning_images, spec.seed))[0]
+            if images is None or ranges.chosen is None:
+                raise QuantizeError("A sweep over the sites needs images; give --data beside the calibration table.")
+            rest = readable(unused(images, ranges.chosen, spec.tuning_images, spec.seed))[0]
             sensitivity, choice = search(model, artifact.preprocessing, table.amax, rest, spec, searched)
             write_json(folder / SENSITIVITY, sensitivity.to_dict() | {"choice": choice.to_dict() if choice else None})
             table = table.only(choice.sites) if choice else table
         _save(table, folder / TABLE)
+        drawn = drawable(table)
+        if drawn:
+            draw(table, folder / PICTURE)
         sizes = {name: preprocessing_for(artifact.preprocessing, facts.resolutions).size for name, facts in graphs.items()}
         if train is None:
             method = {"method": "ptq"}
@@ -175,7 +169,9 @@ def quantize(
         artifact=read_artifact(path),
         table=table,
         unsigned_speedup=ratios["model"],
-        skipped=skipped,
+        skipped=ranges.skipped,
+        findings=ranges.findings,
+        picture=path / PICTURE if drawn else None,
         sensitivity=sensitivity,
         choice=choice,
     )
@@ -191,9 +187,16 @@ class _Form:
     model_sha256: str | None = None
 
 
+def _origin(table: CalibrationTable) -> dict[str, object]:
+    """What the lineage says of a table that was made before, over what the spec would have measured."""
+    return {"calibrator": table.calibrator, "images": table.images, "seed": table.seed, "reused_table": True}
+
+
 def _save(table: CalibrationTable, path: Path) -> None:
     try:
         table.save(path)
+        if table.histograms:
+            save_histograms(table.histograms, path.with_name(HISTOGRAMS), path)
     except CalibrationError as error:
         if isinstance(error.__cause__, OSError):
             raise error.__cause__ from error  # the artifact says what is wrong with the disk
@@ -267,34 +270,8 @@ def _write(source: Path, target: Path, form: _Form, flavor: Flavor) -> None:
 def _copy(artifact: ModelArtifact, folder: Path, replaced: tuple[str, ...]) -> None:
     """Copy every file of the source after its hash was checked, but for those whose name begins as one that is replaced."""
     for name in artifact.lineage.files:
-        if name in (LINEAGE, TABLE) or name.startswith(replaced) or name.split("/")[0] in GROWING:
+        if name in (LINEAGE, *OURS) or name.startswith(replaced) or name.split("/")[0] in GROWING:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(artifact.file(name), target)
-
-
-def _readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
-    """The images that decode, and why the others do not."""
-    good, skipped = [], []
-    for name, path in zip(images.names, images.paths, strict=True):
-        try:
-            read_image(path)
-            good.append(name)
-        except ImageError as error:
-            skipped.append(str(error))
-    if not good:
-        raise QuantizeError(f"None of the {len(images)} images in {images.root} can be read. The first: {skipped[0]}")
-    return ImageFolder(images.root, tuple(good), images.classes), tuple(skipped)
-
-
-def _batches(
-    images: ImageFolder, preprocessing: Preprocessing, batch_size: int, progress: Progress | None, masks: Masks | None
-) -> Iterator[torch.Tensor | tuple[torch.Tensor, ...]]:
-    for start in range(0, len(images), batch_size):
-        pixels = [preprocessing(read_image(path)) for path in images.paths[start : start + batch_size]]
-        batch = np.stack(pixels)
-        # Hidden patches are in every image the model was trained on, so ranges are measured with them.
-        yield torch.from_numpy(batch) if masks is None else (torch.from_numpy(batch), torch.from_numpy(masks(batch)))
-        if progress is not None:
-            progress(start + len(pixels), len(images))

@@ -6,11 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
+from calibration.lints import STATISTICAL
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.sites import POLICIES, Policy
 from swinv2_deploy.training.spec import Phase, Precision, TrainSpec
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
+
+ACCEPTABLE = ("dead-head", *STATISTICAL)
+"""Lints that ``accept`` may name; without the others there are no scales, or not this model's."""
 
 Unsigned = Literal["auto", "always", "never"]
 
@@ -32,6 +36,8 @@ class QuantizeSpec:
         budget_sqnr: The same for the signal to noise of the first output there, in dB.
         tuning_images: Images set aside for the sweep and the search, of those that are not calibrated on.
         seed: Seed of the choice of images.
+        strict: Whether a lint that only warns stops the quantization.
+        accept: Names of lints that never stop it.
     """
 
     calibrator: str = "percentile"
@@ -44,6 +50,8 @@ class QuantizeSpec:
     budget_sqnr: float | None = None
     tuning_images: int = 64
     seed: int = 0
+    strict: bool = False
+    accept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.calibrator not in CALIBRATORS:
@@ -60,6 +68,9 @@ class QuantizeSpec:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise SpecError(f"{name} is {value}; expected a finite number.")
+        for code in self.accept:
+            if code not in ACCEPTABLE:
+                raise SpecError(f"The lint {code!r} cannot be accepted; expected one of {', '.join(ACCEPTABLE)}.")
 
     @property
     def searches(self) -> bool:

@@ -234,7 +234,13 @@ def test_a_quantized_artifact_holds_the_float_model_too(result: QuantizeResult, 
     same = {name: digest for name, digest in made.lineage.files.items() if name in tiny_artifact.lineage.files}
 
     assert same == tiny_artifact.lineage.files
-    assert set(made.lineage.files) - set(same) == {"calibration_table.json", "onnx/model_int8.onnx", "onnx/model_uint8.onnx"}
+    assert set(made.lineage.files) - set(same) == {
+        "calibration.svg",
+        "calibration_histograms.json",
+        "calibration_table.json",
+        "onnx/model_int8.onnx",
+        "onnx/model_uint8.onnx",
+    }
     assert made.lineage.stage == "quantize"
     assert made.lineage.parent == {"name": "tiny", "sha256": tiny_artifact.sha256}
     assert made.lineage.weights == tiny_artifact.lineage.weights

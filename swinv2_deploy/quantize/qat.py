@@ -7,6 +7,7 @@ was. What is left at the end is the plain network with other weights, and a rang
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ from calibration.table import CalibrationTable
 from reference_model.model import SwinV2, SwinV2Classifier
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import write_json
-from swinv2_deploy.errors import QuantizeError, SpecError
+from swinv2_deploy.errors import QuantizeError, SpecError, TrainingError
 from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
 from swinv2_deploy.quantize.spec import QatSpec
 from swinv2_deploy.training import TrainSpec, train
+from swinv2_deploy.training.checkpoint import FILE_NAME
 from swinv2_deploy.training.finish import MANIFEST, split_images
 
 Report = Callable[[dict[str, Any]], None]
@@ -100,6 +102,7 @@ def train_quantized(
         TrainingStopped: When ``stop`` asked for it.
     """
     recipe = spec.recipe(_side(preprocessing))
+    _same_ranges(folder, table)
     training, tuning = split_images(_numbered(images, model.config.labels), recipe)
     student = copy.deepcopy(model)
     fake_quantize(student, table.amax, learned=spec.ranges == "learned")
@@ -141,6 +144,28 @@ def seen_images(images: ImageFolder, earlier: Mapping[str, str]) -> dict[str, st
         if digest not in seen.values():
             seen[name if name not in seen else f"qat/{name}"] = digest
     return seen
+
+
+def _same_ranges(folder: Path, table: CalibrationTable) -> None:
+    """Refuse to go on with a run that began from other ranges: its checkpoint would bring them back.
+
+    Raises:
+        TrainingError: When it did, or the folder cannot be written.
+    """
+    path = folder / "ranges.json"
+    content = json.dumps(table.amax, indent=2) + "\n"
+    try:
+        if path.is_file() and (folder / FILE_NAME).is_file():
+            if path.read_text(encoding="utf-8") != content:
+                raise TrainingError(
+                    f"The run in {folder} began from other ranges than those of this calibration; give the same images, calibrator "
+                    "and policy, use another --run folder, or delete it."
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error
 
 
 def _side(preprocessing: Preprocessing) -> int:

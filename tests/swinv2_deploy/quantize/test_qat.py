@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from calibration.dataset import ImageFolder
 from reference_model.preprocessing import read_image
 from swinv2_deploy.artifacts import ModelArtifact
-from swinv2_deploy.errors import QuantizeError, SpecError
+from swinv2_deploy.errors import QuantizeError, SpecError, TrainingError
 from swinv2_deploy.modeling import load_model
 from swinv2_deploy.modeling.fake_quant import quantized_layers
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, load_trained
@@ -156,6 +157,18 @@ def test_training_again_gives_the_same_bits(
 
     assert again.artifact.lineage.files[TRAINED_WEIGHTS] == trained.artifact.lineage.files[TRAINED_WEIGHTS]
     assert again.artifact.lineage.files["onnx/model_int8.onnx"] == trained.artifact.lineage.files["onnx/model_int8.onnx"]
+
+
+def test_a_run_from_other_ranges_is_not_gone_on_with(tiny_artifact: ModelArtifact, photos: Path, tmp_path: Path) -> None:
+    """Its checkpoint would bring the old ranges back, whatever was calibrated now."""
+    images, run = ImageFolder.open(photos), tmp_path / "run"
+    quick = replace(QAT, epochs=1)
+    quantize_aware(tiny_artifact, SPEC, quick, images, tmp_path / "first", run=run)
+    again = quantize_aware(tiny_artifact, SPEC, quick, images, tmp_path / "again", run=run)
+    assert len(again.table.sites) == 17
+    with pytest.raises(TrainingError, match="began from other ranges than those of this calibration"):
+        quantize_aware(tiny_artifact, replace(SPEC, images=5), quick, images, tmp_path / "other", run=run)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_cannot_be_trained_is_refused(

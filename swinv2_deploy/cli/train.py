@@ -100,7 +100,7 @@ def train_command(
     output = Output(json=json and first, quiet=quiet or not first, verbose=verbose)
     with reported_errors(output):
         from calibration.dataset import ImageFolder
-        from swinv2_deploy.errors import SpecError
+        from swinv2_deploy.errors import SpecError, TrainingStopped
         from swinv2_deploy.modeling.request import SourceRequest
         from swinv2_deploy.training.spec import TrainSpec, as_precision, parse_phases
         from swinv2_deploy.training.start import load_teacher, prepare
@@ -167,17 +167,22 @@ def train_command(
                 show(figures)
                 events(figures)
 
-            result = train(
-                start.model,
-                spec,
-                training=training,
-                tuning=tuning,
-                preprocessing=start.preprocessing,
-                folder=folder,
-                teacher=learned_from,
-                report=report,
-                stop=stop,
-            )
+            try:
+                result = train(
+                    start.model,
+                    spec,
+                    training=training,
+                    tuning=tuning,
+                    preprocessing=start.preprocessing,
+                    folder=folder,
+                    teacher=learned_from,
+                    report=report,
+                    stop=stop,
+                )
+            except TrainingStopped as stopped:
+                if first:
+                    raise
+                raise typer.Exit(stopped.exit_code) from stopped
         if not first:
             return
         artifact = finish(result, start, spec, images, path, force=force)

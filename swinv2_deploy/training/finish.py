@@ -12,9 +12,8 @@ from swinv2_deploy.training.data import TrainingImages, split_tuning
 from swinv2_deploy.training.loop import TrainResult
 from swinv2_deploy.training.plot import draw_history
 from swinv2_deploy.training.spec import TrainSpec
-from swinv2_deploy.training.start import Start
+from swinv2_deploy.training.start import MANIFEST, Start
 
-MANIFEST = "training_manifest.json"
 PICTURE = "history.svg"
 ROOM_FOR_CROPS = 1.25
 """Images are kept in memory at this many times the largest training resolution."""
@@ -62,5 +61,5 @@ def finish(
         write_model_files(folder, result.model, start.preprocessing)
         write_json(folder / "history.json", result.history)
         draw_history(result.history, folder / PICTURE)
-        write_json(folder / MANIFEST, {"files": dict(manifest.files)})
+        write_json(folder / MANIFEST, {"files": start.seen | dict(manifest.files)})
     return read_artifact(path)

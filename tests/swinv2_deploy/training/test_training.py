@@ -313,3 +313,11 @@ def test_a_finished_run_is_an_artifact_that_knows_its_images(
     manifest = json.loads(artifact.file("training_manifest.json").read_text("utf-8"))
     assert manifest["files"] == dict(folder.manifest().files)
     assert torch.equal(load_model(artifact).state_dict()["head.weight"], result.model.head.weight)
+
+    # Tuned again on other images, it still knows the first ones: verify must not judge by them.
+    again = prepare(SourceRequest(model=str(artifact.path)), folder, drop_path=0.0)
+    assert sorted(again.seen.values()) == sorted(folder.manifest().files.values())
+    twice = finish(result, again, spec, folder, tmp_path / "twice")
+    files = json.loads(twice.file("training_manifest.json").read_text("utf-8"))["files"]
+    assert files == again.seen | dict(folder.manifest().files)
+    assert len(files) == 2 * len(folder)

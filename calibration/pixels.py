@@ -9,6 +9,7 @@ Source: D. L. Ruderman, "The statistics of natural images" (Network 5, 1994): co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,8 +72,8 @@ class PixelStatistics:
         if self._size not in (None, size):
             raise CalibrationError(f"images are {size} px after images of {self._size} px; expected one size.")
         self._size = size
-        for image in images.astype(np.float64):
-            self._collect_one(image)
+        for image in images:
+            self._collect_one(image.astype(np.float64))
 
     @property
     def raw_mean(self) -> tuple[float, ...]:
@@ -190,11 +191,10 @@ def _uncentered(seen: PixelStatistics) -> Finding | None:
 
 def _correlation(gray: NDArray[np.float64], distance: int, axis: int) -> float:
     """Pearson correlation of pixels ``distance`` px apart along an axis of (H, W)."""
-    length = gray.shape[axis]
-    first, second = gray.take(range(length - distance), axis), gray.take(range(distance, length), axis)
+    first, second = (gray[:-distance], gray[distance:]) if axis == 0 else (gray[:, :-distance], gray[:, distance:])
     first, second = first - first.mean(), second - second.mean()
-    norm = float(np.sqrt(np.square(first).sum() * np.square(second).sum()))
-    return float((first * second).sum()) / norm if norm > 0 else 1.0
+    norm = math.sqrt(float(np.vdot(first, first)) * float(np.vdot(second, second)))
+    return float(np.vdot(first, second)) / norm if norm > 0 else 1.0
 
 
 def _seam(profile: NDArray[np.float64]) -> float:

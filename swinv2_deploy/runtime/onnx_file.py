@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from reference_model.config import ConfigError, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError, SpecError
-from swinv2_deploy.runtime.runner import Precision, output_names
+from swinv2_deploy.runtime.runner import Precision, Takes, output_names
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -33,6 +33,7 @@ class OnnxFacts:
         model_sha256: Hash of the weights file it was exported from.
         values: Every entry by name without its prefix.
         size_bytes: The file and its external data.
+        takes: Its input: normalized pixels, or photographs as they are decoded.
     """
 
     config: SwinV2Config
@@ -41,6 +42,7 @@ class OnnxFacts:
     model_sha256: str
     values: Mapping[str, Any]
     size_bytes: int
+    takes: Takes = "pixel_values"
 
 
 def read_facts(path: Path) -> OnnxFacts:
@@ -67,7 +69,10 @@ def read_facts(path: Path) -> OnnxFacts:
         raise RunnerError(f"The metadata of {path} is incomplete ({error}); export it again.") from error
     if precision not in get_args(Precision):
         raise RunnerError(f"{path} has precision {precision!r}; expected one of {list(get_args(Precision))}. Export it again.")
-    _check_interface(model.graph, config, path)
+    takes = values.get("input", "pixel_values")
+    if takes not in get_args(Takes):
+        raise RunnerError(f"{path} says it takes {takes!r}; expected one of {list(get_args(Takes))}. Export it again.")
+    _check_interface(model.graph, config, path, images=takes == "images")
     return OnnxFacts(
         config=config,
         precision=cast(Precision, precision),
@@ -75,6 +80,7 @@ def read_facts(path: Path) -> OnnxFacts:
         model_sha256=model_sha256,
         values=values,
         size_bytes=path.stat().st_size + external,
+        takes=takes,
     )
 
 
@@ -136,18 +142,20 @@ def _parse(path: Path) -> ModelProto:
     return model
 
 
-def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path) -> None:
+def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path, *, images: bool) -> None:
     import onnx
 
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in stored]
     found = [f"{value.name} {_type_text(value)}" for value in inputs]
     shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
-    fits = len(inputs) == 1 and inputs[0].name == "pixel_values" and len(shape) == 4 and shape[1] == config.num_channels
-    if not fits or inputs[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+    name, channels, kind = ("images", 3, onnx.TensorProto.UINT8) if images else ("pixel_values", 1, onnx.TensorProto.FLOAT)
+    fits = len(inputs) == 1 and inputs[0].name == name and len(shape) == 4 and shape[channels] == config.num_channels
+    if not fits or inputs[0].type.tensor_type.elem_type != kind:
+        wanted = f"float32 (batch, {config.num_channels}, height, width)"
         raise RunnerError(
-            f"{path} takes {', '.join(found) or 'no input'}; expected one input, pixel_values float32 "
-            f"(batch, {config.num_channels}, height, width). Export it again."
+            f"{path} takes {', '.join(found) or 'no input'}; expected one input, {name} "
+            f"{'uint8 (batch, height, width, 3)' if images else wanted}. Export it again."
         )
     names = tuple(value.name for value in graph.output)
     if names != output_names(config):

@@ -11,7 +11,16 @@ import numpy as np
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, ProductMode, Products, Provider, check_images
+from swinv2_deploy.runtime.runner import (
+    Array,
+    BackEnd,
+    Images,
+    ProductMode,
+    Products,
+    Provider,
+    check_images,
+    check_photographs,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -67,15 +76,18 @@ class OnnxRunner:
         self.provider: str = self._session.get_providers()[0]
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: Array) -> dict[str, Array]:
-        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W).
+    def run(self, images: Images) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), or of uint8 (B, H, W, 3) if it takes those.
 
         Raises:
             RunnerError: When the size is outside the file's range, the images have another form, or ONNX Runtime fails.
         """
-        check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
+        if self.facts.takes == "images":
+            check_photographs(images, self.name)
+        else:
+            check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
         try:
-            outputs = self._session.run(list(self.output_names), {"pixel_values": np.ascontiguousarray(images)})
+            outputs = self._session.run(list(self.output_names), {self.facts.takes: np.ascontiguousarray(images)})
         except _failures() as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"ONNX Runtime failed on {self.path} with images of {size}: {error}") from error

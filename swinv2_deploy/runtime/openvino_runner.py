@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -11,7 +13,16 @@ import numpy as np
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, ProductMode, Products, check_images
+from swinv2_deploy.runtime.runner import (
+    Array,
+    BackEnd,
+    FloatPrecision,
+    Images,
+    ProductMode,
+    Products,
+    check_images,
+    check_photographs,
+)
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core
@@ -65,6 +76,8 @@ class OpenVinoRunner:
                 f"{path} is the form for ONNX Runtime alone, which OpenVINO computes without its integer kernels; run "
                 "model_int8.onnx, the same numbers, instead."
             )
+        if self.facts.takes == "images" and precision != "f32":
+            raise SpecError(f"{path.name} resizes photographs, for which {precision} is too coarse; use f32.")
         self.resolutions = self.facts.resolutions
         integers = has_integers(self.precision)
         exact = integers and products == "exact" and saturates()
@@ -81,15 +94,19 @@ class OpenVinoRunner:
         self.output_names = tuple(output.get_any_name() for output in self._model.outputs)
         self._request = self._model.create_infer_request()
 
-    def run(self, images: Array) -> dict[str, Array]:
-        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W).
+    def run(self, images: Images) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), or of uint8 (B, H, W, 3) if it takes those.
 
         Raises:
             RunnerError: When the size is outside the file's range, the images have another form, or OpenVINO fails.
         """
-        check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
+        if self.facts.takes == "images":
+            check_photographs(images, self.name)
+        else:
+            check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
         try:
-            outputs = self._request.infer({"pixel_values": np.ascontiguousarray(images)})
+            with _denormals_kept():
+                outputs = self._request.infer({self.facts.takes: np.ascontiguousarray(images)})
         except (RuntimeError, MemoryError) as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"OpenVINO failed on {self.path} with images of {size}: {error}") from error
@@ -127,8 +144,6 @@ def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> 
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
-        # As in the runner for ONNX Runtime: the published mask of -100 leaves denormal numbers behind exp().
-        "CPU_DENORMALS_OPTIMIZATION": True,
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
@@ -137,7 +152,8 @@ def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> 
 
 def _compiled(path: Path, options: dict[str, Any]) -> CompiledModel:
     try:
-        return _core().compile_model(str(path), DEVICE, options)
+        with _denormals_kept():
+            return _core().compile_model(str(path), DEVICE, options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error
@@ -147,10 +163,31 @@ def _compiled(path: Path, options: dict[str, Any]) -> CompiledModel:
 def _is_exact(*, exact: bool) -> bool:
     core = _core()
     try:
-        model = core.compile_model(core.read_model(probe_model()), DEVICE, _options(1, "f32", exact=exact))
+        with _denormals_kept():
+            model = core.compile_model(core.read_model(probe_model()), DEVICE, _options(1, "f32", exact=exact))
+            return is_exact(model(probe_input())[0])
     except RuntimeError:
         return False  # a version that does not know the option has no way to be exact either
-    return is_exact(model(probe_input())[0])
+
+
+@contextmanager
+def _denormals_kept() -> Iterator[None]:
+    """Let this thread compute with denormal numbers for a while.
+
+    A session of ONNX Runtime that flushes them to zero leaves its thread doing so, and the threads that OpenVINO starts in it
+    inherit that. There, small integers that it handles as floating point become zeros: other values, without a word.
+    """
+    import torch
+
+    flushed = bool(np.float32(1e-40) * np.float32(1) == 0)
+    if not flushed:
+        yield
+        return
+    torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(True)
 
 
 def _used_precision(model: CompiledModel) -> str:

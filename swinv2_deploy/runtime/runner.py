@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swinv2_deploy.runtime.onnx_file import OnnxFacts
 
 Array = NDArray[np.float32]
+Images = NDArray[np.float32] | NDArray[np.uint8]
 Precision = Literal["fp32", "int8", "uint8"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 BackEnd = Literal["onnxruntime", "openvino"]
@@ -29,6 +30,8 @@ ProductMode = Literal["exact", "fast"]
 """How 8-bit integers are multiplied. ``exact``: never saturated. ``fast``: as the back end does by itself."""
 Products = Literal["exact", "may saturate", "not checked", "none"]
 """How they were found to be: ``not checked`` on another device than the CPU, ``none`` in a file without integers."""
+Takes = Literal["pixel_values", "images"]
+"""Input of a file: normalized pixels (B, 3, H, W) float32, or photographs (B, H, W, 3) uint8 RGB of any one size."""
 
 
 class Runner(Protocol):
@@ -61,6 +64,9 @@ class Runner(Protocol):
 class FileRunner(Runner, Protocol):
     """A runner of an exported file."""
 
+    def run(self, images: Images) -> dict[str, Array]:
+        """Outputs by name of what the file takes: normalized images, or photographs."""
+
     @property
     def path(self) -> Path:
         """The file."""
@@ -89,6 +95,19 @@ def output_names(config: SwinV2Config) -> tuple[str, ...]:
     if config.task == "backbone":
         return tuple(f"feature_maps.{name}" for name in config.out_features)
     return ("last_hidden_state", "pooler_output")
+
+
+def check_photographs(images: NDArray[Any], name: str) -> None:
+    """Refuse what is no batch of photographs (B, H, W, 3) uint8.
+
+    Raises:
+        RunnerError: With what was expected.
+    """
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape:
+        raise RunnerError(
+            f"{name} was given {images.dtype} images of shape {tuple(images.shape)}; expected uint8 (B, H, W, 3), RGB photographs "
+            "of one size as they are decoded."
+        )
 
 
 def check_images(images: NDArray[Any], name: str, channels: int, resolutions: ResolutionRange | None) -> None:

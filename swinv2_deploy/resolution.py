@@ -52,3 +52,15 @@ class ResolutionRange:
         """Inverse of :func:`dataclasses.asdict` after a trip through JSON."""
         sizes = {key: (int(values[key][0]), int(values[key][1])) for key in ("min", "opt", "max")}
         return cls(**sizes, multiple=int(values.get("multiple", 1)))
+
+
+def photograph_sizes(size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Sizes of photographs that find wrong preprocessing to ``size``, (height, width) in px: smaller, equal, tall, wide, double."""
+    height, width = size
+    return (
+        (height // 2 + 1, width * 2 // 3),
+        size,
+        (3 * height + 1, 2 * width - 1),
+        (height + 3, 3 * width),
+        (2 * height, 2 * width),
+    )

@@ -48,6 +48,10 @@ def export_command(
     max_res: Annotated[
         str | None, typer.Option("--max-res", help="Largest height x width in px. Default: 4 x the size.")
     ] = None,
+    bake_preprocessing: Annotated[
+        bool,
+        typer.Option("--bake-preprocessing", help="Also write model_from_images.onnx, which takes photographs of any size."),
+    ] = False,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -82,6 +86,7 @@ def export_command(
             static=static,
             smallest=parse_size(min_res) if min_res else None,
             largest=parse_size(max_res) if max_res else None,
+            bake_preprocessing=bake_preprocessing,
         )
         _run(request, spec, out, output, force=force, dry_run=dry_run)
 
@@ -121,6 +126,9 @@ def _run(request: SourceRequest, spec: ExportSpec, out: Path | None, output: Out
     output.say(
         "  equal to the reference model: " + ", ".join(f"{name} px within {error:.0e}" for name, error in tested.items())
     )
+    if spec.bake_preprocessing:
+        images = artifact.onnx_files["model_from_images"]
+        output.say(f"  takes photographs of any size: {images} ({images.stat().st_size / 2**20:.1f} MiB)")
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
     output.result(content | {"onnx": str(file), "seconds": seconds, "tested_sizes": tested})

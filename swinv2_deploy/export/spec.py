@@ -26,12 +26,14 @@ class ExportSpec:
         static: Whether the graph takes that one size only (any batch).
         smallest: Smallest (height, width) in px; None means 32 px. Raising it to where no window shrinks folds the position bias.
         largest: Largest (height, width) in px; None means four times ``resolution``.
+        bake_preprocessing: Whether a file that takes photographs is written as well.
     """
 
     resolution: tuple[int, int] | None = None
     static: bool = False
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    bake_preprocessing: bool = False
 
     def __post_init__(self) -> None:
         if self.static and (self.smallest or self.largest):

@@ -14,7 +14,9 @@ import onnx_ir as ir
 from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
 from swinv2_deploy.errors import ExportError
+from swinv2_deploy.export.attention_graph import Array
 from swinv2_deploy.export.check import check_graph
+from swinv2_deploy.export.from_images import NAME, check_from_images, static_range, with_preprocessing
 from swinv2_deploy.export.spec import ExportSpec
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE, WEIGHTS, write_model_files
@@ -52,7 +54,7 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
         parent=source.parent,
         seed=source.seed,
     )
-    with write_artifact(path, lineage, force=force, needed_bytes=3 * size) as folder:
+    with write_artifact(path, lineage, force=force, needed_bytes=(4 if spec.bake_preprocessing else 3) * size) as folder:
         write_model_files(folder, model, source.preprocessing)
         source.copy_evidence(folder)
         file = folder / "onnx" / "model.onnx"
@@ -64,7 +66,25 @@ def export(source: Source, spec: ExportSpec, path: Path, *, force: bool = False)
             ir.save(graph, file)
         errors = check_graph(file, model, resolutions)
         describe(file, source, resolutions, file_sha256(folder / WEIGHTS), {"precision": "fp32", "tested_sizes": errors})
+        if spec.bake_preprocessing:
+            _write_from_images(folder, source, weights, outside=size > LARGEST_INLINE)
     return read_artifact(path)
+
+
+def _write_from_images(folder: Path, source: Source, weights: Mapping[str, Array], *, outside: bool) -> None:
+    file, resolutions = folder / "onnx" / f"{NAME}.onnx", static_range(source.preprocessing)
+    graph = SwinGraph(source.model.config, weights, resolutions).build(__version__)
+    with_preprocessing(graph, source.preprocessing)
+    if outside:
+        ir.save(graph, file, external_data=f"{file.name}.data", size_threshold_bytes=SMALLEST_OUTSIDE)
+    else:
+        ir.save(graph, file)
+    facts = {"precision": "fp32", "input": "images"}
+    describe(file, source, resolutions, file_sha256(folder / WEIGHTS), facts)
+    errors = check_from_images(file, source.model, source.preprocessing)
+    proto = onnx.load(file, load_external_data=False)
+    proto.metadata_props.add(key="swinv2_deploy.tested_images", value=json.dumps(errors))
+    onnx.save(proto, file)
 
 
 def describe(file: Path, source: Source, resolutions: ResolutionRange, model_sha256: str, facts: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 
 TABLE = "calibration_table.json"
+FROM_IMAGES = "model_from_images"
+INT8_FROM_IMAGES = "model_int8_from_images.onnx"
 MOST_IMAGES = 512
 """Calibration images when none are asked for; ranges do not move beyond some hundred."""
 WORTH_KEEPING = 1.03
@@ -112,6 +114,9 @@ def quantize(
         _save(table, folder / TABLE)
         signed, unsigned = (folder / "onnx" / f"model_{flavor}.onnx" for flavor in ("int8", "uint8"))
         _write(source, signed, table, "int8")
+        if FROM_IMAGES in artifact.onnx_files:
+            taking_images = artifact.file(f"onnx/{FROM_IMAGES}.onnx")
+            _write(taking_images, folder / "onnx" / INT8_FROM_IMAGES, table, "int8")
         faster = None
         if spec.unsigned != "never":
             _write(source, unsigned, table, "uint8")
@@ -152,7 +157,8 @@ def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) 
 
 def _copy(artifact: ModelArtifact, folder: Path) -> None:
     """Copy every file of the source that is not replaced, after its hash was checked."""
-    replaced = {LINEAGE, TABLE, "onnx/model_int8.onnx", "onnx/model_uint8.onnx"}
+    names = ("model_int8.onnx", "model_uint8.onnx", INT8_FROM_IMAGES)
+    replaced = {LINEAGE, TABLE, *(f"onnx/{name}{end}" for name in names for end in ("", ".data"))}
     for name in artifact.lineage.files:
         if name in replaced or name.split("/")[0] in GROWING:
             continue

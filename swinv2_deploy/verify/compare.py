@@ -17,6 +17,7 @@ from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
 from swinv2_deploy.runtime import Array, FileRunner, Runner, TorchRunner
 from swinv2_deploy.verify.candidates import BASELINE, back_end_notices, back_end_versions, load_candidate, load_candidates
+from swinv2_deploy.verify.from_images import PhotographSession
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -51,14 +52,16 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             "use --allow-untrained to check that the files compute the same."
         )
     runners = load_candidates(artifact, spec)
-    preprocessing = _preprocessing(runners, artifact)
-    sizes = _sweep(runners, preprocessing.size, spec)
+    pixels = {name: runner for name, runner in runners.items() if runner.facts.takes == "pixel_values"}
+    preprocessing = _preprocessing(pixels, artifact)
+    sizes = _sweep(pixels, preprocessing.size, spec)
     images = choose_images(artifact, spec)
-    session = _Session(artifact, spec, runners, images, preprocessing, progress)
-    meters = session.compare()
-    sweep = session.sweep(sizes)
-    slots = session.slots()
-    latencies = session.latencies()
+    session = _Session(artifact, spec, pixels, images, preprocessing, progress)
+    whole = session.on_photographs({name: runner for name, runner in runners.items() if name not in pixels})
+    meters = session.compare() | whole.compare(session.classes)
+    sweep = session.sweep(sizes) | whole.sweep()
+    slots = session.slots() | whole.slots()
+    latencies = session.latencies(whole.timed())
     trained = artifact.lineage.weights.trained
     candidates = []
     for name, runner in runners.items():
@@ -71,7 +74,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             nonfinite=nonfinite,
             sweep=sweep[name],
             slots=slots[name],
-            noise=session.noise,
+            noise=whole.noise_of(runner) if name in whole.runners else session.noise,
             trained=trained,
         )
         file = runner.path.relative_to(artifact.path).as_posix()
@@ -79,6 +82,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         candidates.append(
             CandidateReport(
                 name=runner.name,
+                takes=runner.facts.takes,
                 back_end=runner.back_end,
                 file=file,
                 sha256=artifact.lineage.files[file],
@@ -108,7 +112,12 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         skipped=tuple(images.skipped),
         excluded=images.excluded,
         noise=session.noise,
-        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec) + back_end_notices(runners, artifact, spec)),
+        notices=tuple(
+            images.notices
+            + _notices(pixels, sizes, artifact, spec)
+            + whole.notices()
+            + back_end_notices(runners, artifact, spec)
+        ),
         spec=spec.to_dict(),
         tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -150,11 +159,30 @@ class _Session:
         if self.baseline is None and BASELINE in artifact.onnx_files:
             self.baseline = load_candidate(artifact, BASELINE, spec.back_ends[0], spec)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of a classifier's classes."""
+        return _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+
+    def on_photographs(self, runners: dict[str, FileRunner]) -> PhotographSession:
+        """The same for candidates that take photographs."""
+        return PhotographSession(
+            runners=runners,
+            reference=self.reference,
+            preprocessing=self.preprocessing,
+            images=self.images,
+            photo=self.photo,
+            noise=self.noise,
+            spec=self.spec,
+            progress=self.progress,
+        )
+
     def compare(self) -> dict[str, DriftMeter]:
         """Every candidate on every photograph, at the native size."""
-        classes = _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+        if not self.runners:
+            return {}
         meters = {
-            name: DriftMeter(classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
+            name: DriftMeter(self.classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
             for name, runner in self.runners.items()
         }
         done, total = 0, len(self.images)
@@ -196,12 +224,12 @@ class _Session:
         self.progress("Checking every row of batches", len(self.runners), len(self.runners))
         return found
 
-    def latencies(self) -> dict[str, tuple[Latency, ...]]:
+    def latencies(self, others: dict[str, Runner]) -> dict[str, tuple[Latency, ...]]:
         """Every candidate against the baseline, one image and a batch; empty when there is no baseline or no time for it."""
         if self.baseline is None or self.spec.latency_seconds == 0:
             return {}
         image: Array = self.preprocessing(self.photo)[None]
-        timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners}
+        timed: dict[str, Runner] = {BASELINE: self.baseline, **self.runners, **others}
         batches = sorted({1, self.spec.batch_size})
         rounds = []
         for done, batch in enumerate(batches):
@@ -235,8 +263,8 @@ def _sweep(runners: dict[str, FileRunner], native: Size, spec: VerifySpec) -> li
 
 def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
     notices = []
-    largest = next(iter(runners.values())).resolutions.max
-    if not spec.sizes and sizes[-1] != largest:
+    largest = next((runner.resolutions.max for runner in runners.values()), None)
+    if largest is not None and not spec.sizes and sizes[-1] != largest:
         tried, full = ("x".join(map(str, size)) for size in (sizes[-1], largest))
         notices.append(f"The sweep went up to {tried} px; the files accept up to {full}. Use --sizes to try more.")
     native = _preprocessing(runners, artifact).size

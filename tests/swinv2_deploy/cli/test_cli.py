@@ -132,6 +132,15 @@ def test_a_published_model_without_network_warns_loudly(run: Run, mini: Variant,
     assert "Next: swinv2-deploy verify --allow-untrained\n" in quantized.stdout
 
 
+def test_preprocessing_goes_into_a_second_file(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
+    result = run("export", "--bake-preprocessing")
+
+    assert 0 == result.exit_code, result.output
+    assert "takes photographs of any size" in result.stdout
+    assert (fresh_folder / "artifacts").is_dir()
+    assert 1 == len(list((fresh_folder / "artifacts").glob("*/onnx/model_from_images.onnx")))
+
+
 def test_the_name_says_what_is_special(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Task and form are part of it, so that two exports of one model do not collide."""
     for options in ((), ("--static",), ("--task", "encoder"), ("--task", "backbone", "--out-features", "stem,stage2")):

@@ -24,6 +24,7 @@ from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
+from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS, saturates
 
 MakeModel = Callable[[SwinV2Config], SwinV2]
 
@@ -55,6 +56,8 @@ def session(model: ir.Model, optimized: Path | None = None) -> ort.InferenceSess
     options.intra_op_num_threads = 1
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if saturates():
+        options.add_session_config_entry(*EXACT_PRODUCTS)
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

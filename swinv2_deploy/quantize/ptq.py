@@ -32,9 +32,9 @@ from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 from swinv2_deploy.runtime import Masks, OnnxRunner, masks_for, prove
-from swinv2_deploy.runtime.grid import quick_grid
+from swinv2_deploy.runtime.grid import grid_for
 from swinv2_deploy.runtime.load import preprocessing_for
-from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
+from swinv2_deploy.runtime.onnx_file import FROM_IMAGES, OnnxFacts, append_metadata, read_facts
 
 TABLE = "calibration_table.json"
 MOST_IMAGES = 512
@@ -71,7 +71,7 @@ def quantize(
     force: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Calibrate on images and write an artifact with INT8 graphs beside the FP32 one.
+    """Calibrate on images and write an artifact with INT8 graphs beside the FP32 ones.
 
     Args:
         artifact: Artifact with ``onnx/model.onnx``.
@@ -91,6 +91,7 @@ def quantize(
     if path.resolve() == artifact.path.resolve():
         raise ArtifactError(f"{path} is the artifact that is being quantized; use --out for another folder.")
     graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
+    forms = [form for name, facts in graphs.items() for form in _forms(name, facts).values()]
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
     wanted = min(spec.images or MOST_IMAGES, len(images))
@@ -120,15 +121,16 @@ def quantize(
             calibrator=spec.calibrator,
             seed=spec.seed,
         )
-        _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
+        _copy(artifact, folder, tuple(f"onnx/{name}.onnx" for name in forms))
         _save(table, folder / TABLE)
         ratios = {
-            name: _quantize_graph(folder, name, table, spec, preprocessing_for(artifact.preprocessing, facts.resolutions).size)
+            name: _quantize_graph(
+                folder, name, facts, table, spec, preprocessing_for(artifact.preprocessing, facts.resolutions)
+            )
             for name, facts in graphs.items()
         }
-        for name in graphs:
-            for flavor in get_args(Flavor):
-                _state_error(folder / "onnx" / f"{name}_{flavor}.onnx", model)
+        for name in forms:
+            _state_error(folder / "onnx" / f"{name}.onnx", model, artifact.preprocessing)
     return QuantizeResult(artifact=read_artifact(path), table=table, unsigned_speedup=ratios["model"], skipped=skipped)
 
 
@@ -149,29 +151,42 @@ def _facts(artifact: ModelArtifact) -> dict[str, OnnxFacts]:
         raise QuantizeError(f"{artifact.path} cannot be quantized: {error}") from error
 
 
+def _forms(name: str, facts: OnnxFacts) -> dict[Flavor, str]:
+    """Names of the quantized forms of an FP32 graph; one that takes photographs has no unsigned one, which is for speed alone."""
+    if facts.takes == "images":
+        return {"int8": f"{name.removesuffix(FROM_IMAGES)}_int8{FROM_IMAGES}"}
+    return {flavor: f"{name}_{flavor}" for flavor in get_args(Flavor)}
+
+
 def _quantize_graph(
-    folder: Path, name: str, table: CalibrationTable, spec: QuantizeSpec, size: tuple[int, int]
+    folder: Path, name: str, facts: OnnxFacts, table: CalibrationTable, spec: QuantizeSpec, preprocessing: Preprocessing
 ) -> float | None:
     """Write the quantized forms of one FP32 graph; how much faster the unsigned one is, or None when it was not measured."""
-    source, signed, unsigned = (folder / "onnx" / f"{name}{suffix}.onnx" for suffix in ("", "_int8", "_uint8"))
+    source = folder / "onnx" / f"{name}.onnx"
+    files = {flavor: folder / "onnx" / f"{form}.onnx" for flavor, form in _forms(name, facts).items()}
+    signed, unsigned = files["int8"], files.get("uint8")
     _write(source, signed, table, "int8")
-    if spec.unsigned == "never":
+    if spec.unsigned == "never" or unsigned is None:
         return None
     _write(source, unsigned, table, "uint8")
     if spec.unsigned == "always":
         return None
-    faster = speedup(signed, unsigned, size)
+    faster = speedup(signed, unsigned, preprocessing.size)
     if faster < WORTH_KEEPING:
         unsigned.unlink()
         unsigned.with_name(f"{unsigned.name}.data").unlink(missing_ok=True)
     return faster
 
 
-def _state_error(file: Path, model: SwinV2) -> None:
+def _state_error(file: Path, model: SwinV2, preprocessing: Preprocessing) -> None:
     """Put the file's largest differences from the reference into its metadata; ``verify`` judges them, on photographs."""
-    if file.is_file():
-        runner = OnnxRunner(file, masks=masks_for(model.config), frugal=True)
-        append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
+    if not file.is_file():
+        return
+    runner = OnnxRunner(file, masks=masks_for(model.config), frugal=True)
+    takes = runner.facts.takes
+    grid = grid_for("quick", runner.resolutions, takes)
+    proof = prove(runner, model, grid, preprocessing=preprocessing if takes == "images" else None, judged=False)
+    append_metadata(file, {"proof": proof.to_dict()})
 
 
 def _write(source: Path, target: Path, table: CalibrationTable, flavor: Flavor) -> None:

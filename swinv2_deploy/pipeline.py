@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from calibration.dataset import ImageFolder
 from calibration.table import CalibrationTable
 from reference_model.checkpoint_files import read_json
 from reference_model.model import SwinV2
-from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange
+from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, QuantizeError
 from swinv2_deploy.export import ExportSpec, export
 from swinv2_deploy.modeling.source import Source
@@ -21,7 +21,7 @@ from swinv2_deploy.modeling.trained import TrainedForm
 from swinv2_deploy.quantize.ptq import QuantizeResult, quantize
 from swinv2_deploy.quantize.qat import Report, Retrained, classifier_of, seen_images, train_quantized
 from swinv2_deploy.quantize.spec import CALIBRATORS, QatSpec, QuantizeSpec
-from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
 from swinv2_deploy.training.finish import MANIFEST
 from swinv2_deploy.verify import VerifySpec, verify
 
@@ -174,9 +174,8 @@ def export_like(artifact: ModelArtifact, form: TrainedForm, path: Path) -> Model
         ArtifactError: When the artifact's graphs cannot be made again.
         ExportError: When a graph is wrong.
     """
-    ranges = {
-        name: facts.resolutions for name, file in artifact.onnx_files.items() if (facts := read_facts(file)).precision == "fp32"
-    }
+    found = {name: read_facts(file) for name, file in artifact.onnx_files.items()}
+    graphs = {name: facts for name, facts in found.items() if facts.precision == "fp32"}
     source = Source(
         model=form.model,
         preprocessing=artifact.preprocessing,
@@ -185,8 +184,8 @@ def export_like(artifact: ModelArtifact, form: TrainedForm, path: Path) -> Model
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=artifact.lineage.seed,
     )
-    exported = export(source, _spec_of(ranges), path)
-    missing = sorted(ranges.keys() - exported.onnx_files.keys())
+    exported = export(source, _spec_of(graphs), path)
+    missing = sorted(graphs.keys() - exported.onnx_files.keys())
     if missing:
         raise ArtifactError(
             f"{artifact.path} holds the graphs {missing}, which this version does not know how to make of trained weights; export "
@@ -195,15 +194,18 @@ def export_like(artifact: ModelArtifact, form: TrainedForm, path: Path) -> Model
     return exported
 
 
-def _spec_of(ranges: dict[str, ResolutionRange]) -> ExportSpec:
-    whole = ranges["model"]
+def _spec_of(graphs: Mapping[str, OnnxFacts]) -> ExportSpec:
+    """What export is to be asked for, to make graphs of these sizes and names."""
+    whole = graphs["model"].resolutions
     fixed = whole.min == whole.max
+    pixels = {name: facts.resolutions for name, facts in graphs.items() if facts.takes == "pixel_values" and name != "model"}
     return ExportSpec(
         resolution=whole.opt,
         static=fixed,
         smallest=None if fixed else whole.min,
         largest=None if fixed else whole.max,
-        sizes=tuple(found.opt for name, found in ranges.items() if name != "model" and found.min == found.max),
+        sizes=tuple(found.opt for found in pixels.values() if found.min == found.max),
+        bake_preprocessing=any(facts.takes == "images" for facts in graphs.values()),
     )
 
 

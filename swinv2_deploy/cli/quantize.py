@@ -210,7 +210,7 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
     output.say(f"[green]Quantized[/] from {result.table.images} images: {result.artifact.path}")
     for name, file in files.items():
         size = file.stat().st_size
-        output.say(f"  {file.name:<18} {size / 2**20:8.1f} MiB" + ("" if name == "model" else f"  {size / whole:.2f} of FP32"))
+        output.say(f"  {file.name:<28} {size / 2**20:8.1f} MiB" + ("" if name == "model" else f"  {size / whole:.2f} of FP32"))
     if result.unsigned_speedup is not None:
         kept = "model_uint8" in files
         output.say(

@@ -23,6 +23,7 @@ from calibration.histograms import save_histograms
 from calibration.lints import Finding
 from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
+from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import (
     GROWING,
     LINEAGE,
@@ -47,9 +48,9 @@ from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 from swinv2_deploy.runtime import OnnxRunner, masks_for, prove
-from swinv2_deploy.runtime.grid import quick_grid
+from swinv2_deploy.runtime.grid import grid_for
 from swinv2_deploy.runtime.load import preprocessing_for
-from swinv2_deploy.runtime.onnx_file import OnnxFacts, append_metadata, read_facts
+from swinv2_deploy.runtime.onnx_file import FROM_IMAGES, OnnxFacts, append_metadata, read_facts
 
 SENSITIVITY = "sensitivity.json"
 OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, TRAINED_WEIGHTS, QAT_HISTORY)
@@ -96,7 +97,7 @@ def quantize(
     train: Trainer | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> QuantizeResult:
-    """Calibrate on images and write an artifact with INT8 graphs beside the FP32 one.
+    """Calibrate on images and write an artifact with INT8 graphs beside the FP32 ones.
 
     ``model.safetensors`` and the FP32 graphs stay those of the source, also after training: they are what drift is measured from.
 
@@ -122,6 +123,7 @@ def quantize(
     if path.resolve() == artifact.path.resolve():
         raise ArtifactError(f"{path} is the artifact that is being quantized; use --out for another folder.")
     graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
+    forms = [form for name, facts in graphs.items() for form in _forms(name, facts).values()]
     model = load_model(artifact)
     sites = quantization_sites(model.config, spec.policy)
     lineage = Lineage(
@@ -136,7 +138,7 @@ def quantize(
     with write_artifact(path, lineage, force=force, needed_bytes=2 * size) as folder:
         ranges = calibrate(artifact, model, spec, images, table, progress)
         table = ranges.table
-        _copy(artifact, folder, tuple(f"onnx/{name}_{flavor}.onnx" for name in graphs for flavor in get_args(Flavor)))
+        _copy(artifact, folder, tuple(f"onnx/{name}.onnx" for name in forms))
         sensitivity = choice = None
         if spec.searches:
             if images is None or ranges.chosen is None:
@@ -149,22 +151,17 @@ def quantize(
         drawn = drawable(table)
         if drawn:
             draw(table, folder / PICTURE)
-        sizes = {name: preprocessing_for(artifact.preprocessing, facts.resolutions).size for name, facts in graphs.items()}
         if train is None:
-            method = {"method": "ptq"}
-            ratios = {
-                name: _quantize_graph(folder, folder / "onnx", name, _Form(table, table.amax, method), spec, size)
-                for name, size in sizes.items()
-            }
+            form = _Form(folder / "onnx", table, table.amax, {"method": "ptq"})
+            ratios = _quantize_graphs(folder, graphs, form, spec, artifact.preprocessing)
         else:
             with train(model, table) as trained:
                 trained.write(folder)
                 method = {"method": "qat", "trained_sha256": file_sha256(folder / TRAINED_WEIGHTS)}
-                form = _Form(table, trained.form.ranges, method, model_sha256=artifact.lineage.files[WEIGHTS])
-                ratios = {name: _quantize_graph(folder, trained.onnx, name, form, spec, size) for name, size in sizes.items()}
-        for name in graphs:
-            for flavor in get_args(Flavor):
-                _state_error(folder / "onnx" / f"{name}_{flavor}.onnx", model)
+                form = _Form(trained.onnx, table, trained.form.ranges, method, artifact.lineage.files[WEIGHTS])
+                ratios = _quantize_graphs(folder, graphs, form, spec, artifact.preprocessing)
+        for name in forms:
+            _state_error(folder / "onnx" / f"{name}.onnx", model, artifact.preprocessing)
     return QuantizeResult(
         artifact=read_artifact(path),
         table=table,
@@ -179,8 +176,17 @@ def quantize(
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What becomes INT8: the measured table, the ranges in use, and what the file says of how they came about."""
+    """What becomes INT8.
 
+    Attributes:
+        onnx: Folder with the FP32 graphs.
+        table: What was measured.
+        amax: Ranges in use.
+        facts: What a file says of how they came about.
+        model_sha256: Hash of the weights a file is judged by; None where it holds these very ones.
+    """
+
+    onnx: Path
     table: CalibrationTable
     amax: Mapping[str, float]
     facts: Mapping[str, str]
@@ -190,6 +196,16 @@ class _Form:
 def _origin(table: CalibrationTable) -> dict[str, object]:
     """What the lineage says of a table that was made before, over what the spec would have measured."""
     return {"calibrator": table.calibrator, "images": table.images, "seed": table.seed, "reused_table": True}
+
+
+def _quantize_graphs(
+    folder: Path, graphs: Mapping[str, OnnxFacts], form: _Form, spec: QuantizeSpec, preprocessing: Preprocessing
+) -> dict[str, float | None]:
+    """Write the quantized forms of all FP32 graphs; see :func:`_quantize_graph` for the numbers, by name."""
+    return {
+        name: _quantize_graph(folder, name, facts, form, spec, preprocessing_for(preprocessing, facts.resolutions))
+        for name, facts in graphs.items()
+    }
 
 
 def _save(table: CalibrationTable, path: Path) -> None:
@@ -211,30 +227,42 @@ def _facts(artifact: ModelArtifact) -> dict[str, OnnxFacts]:
         raise QuantizeError(f"{artifact.path} cannot be quantized: {error}") from error
 
 
+def _forms(name: str, facts: OnnxFacts) -> dict[Flavor, str]:
+    """Names of the quantized forms of an FP32 graph; one that takes photographs has no unsigned one, which is for speed alone."""
+    if facts.takes == "images":
+        return {"int8": f"{name.removesuffix(FROM_IMAGES)}_int8{FROM_IMAGES}"}
+    return {flavor: f"{name}_{flavor}" for flavor in get_args(Flavor)}
+
+
 def _quantize_graph(
-    folder: Path, graphs: Path, name: str, form: _Form, spec: QuantizeSpec, size: tuple[int, int]
+    folder: Path, name: str, facts: OnnxFacts, form: _Form, spec: QuantizeSpec, preprocessing: Preprocessing
 ) -> float | None:
     """Write the quantized forms of one FP32 graph; how much faster the unsigned one is, or None when it was not measured."""
-    source = graphs / f"{name}.onnx"
-    signed, unsigned = (folder / "onnx" / f"{name}{suffix}.onnx" for suffix in ("_int8", "_uint8"))
+    source = form.onnx / f"{name}.onnx"
+    files = {flavor: folder / "onnx" / f"{suffixed}.onnx" for flavor, suffixed in _forms(name, facts).items()}
+    signed, unsigned = files["int8"], files.get("uint8")
     _write(source, signed, form, "int8")
-    if spec.unsigned == "never":
+    if spec.unsigned == "never" or unsigned is None:
         return None
     _write(source, unsigned, form, "uint8")
     if spec.unsigned == "always":
         return None
-    faster = speedup(signed, unsigned, size)
+    faster = speedup(signed, unsigned, preprocessing.size)
     if faster < WORTH_KEEPING:
         unsigned.unlink()
         unsigned.with_name(f"{unsigned.name}.data").unlink(missing_ok=True)
     return faster
 
 
-def _state_error(file: Path, model: SwinV2) -> None:
+def _state_error(file: Path, model: SwinV2, preprocessing: Preprocessing) -> None:
     """Put the file's largest differences from the reference into its metadata; ``verify`` judges them, on photographs."""
-    if file.is_file():
-        runner = OnnxRunner(file, masks=masks_for(model.config), frugal=True)
-        append_metadata(file, {"proof": prove(runner, model, quick_grid(runner.resolutions), judged=False).to_dict()})
+    if not file.is_file():
+        return
+    runner = OnnxRunner(file, masks=masks_for(model.config), frugal=True)
+    takes = runner.facts.takes
+    grid = grid_for("quick", runner.resolutions, takes)
+    proof = prove(runner, model, grid, preprocessing=preprocessing if takes == "images" else None, judged=False)
+    append_metadata(file, {"proof": proof.to_dict()})
 
 
 def _write(source: Path, target: Path, form: _Form, flavor: Flavor) -> None:

@@ -22,7 +22,7 @@ from swinv2_deploy.quantize.ptq import QuantizeResult, quantize
 from swinv2_deploy.quantize.qat import Report, Retrained, classifier_of, seen_images, train_quantized
 from swinv2_deploy.quantize.spec import CALIBRATORS, QatSpec, QuantizeSpec
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
-from swinv2_deploy.training.finish import MANIFEST
+from swinv2_deploy.training.start import MANIFEST
 from swinv2_deploy.verify import VerifySpec, verify
 
 Progress = Callable[[int, int], object]

@@ -25,7 +25,8 @@ from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
 from swinv2_deploy.quantize.spec import QatSpec
 from swinv2_deploy.training import TrainSpec, train
 from swinv2_deploy.training.checkpoint import FILE_NAME
-from swinv2_deploy.training.finish import MANIFEST, split_images
+from swinv2_deploy.training.finish import split_images
+from swinv2_deploy.training.start import MANIFEST
 
 Report = Callable[[dict[str, Any]], None]
 HISTORY = "qat_history.json"

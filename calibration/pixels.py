@@ -144,9 +144,7 @@ def _scrambled(seen: PixelStatistics) -> Finding | None:
     advice = "Look at the images, and at what was done to them before; calibrate on photographs of what the model will see."
     for share, words in ((seen.unlike_neighbors, "1 px"), (seen.unlike_far, "an eighth of the side")):
         if share > SCRAMBLED_SHARE:
-            text = (
-                f"In {share:.0%} of the images pixels {words} apart are unrelated; at most 20 % of photographs are so. {advice}"
-            )
+            text = f"In {share:.0%} of the images pixels {words} apart are unrelated; in a quarter of photographs at most. {advice}"
             return Finding(code="scrambled-images", text=text, value=share, limit=SCRAMBLED_SHARE)
     if seen.images >= SEAM_IMAGES and seen.seam > SEAM:
         text = (

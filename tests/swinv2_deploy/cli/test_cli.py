@@ -434,6 +434,10 @@ def test_training_requests_that_make_no_sense_are_refused(
         (("--calibrator", "guess"), "There is no calibrator 'guess'"),
         (("--policy", "all"), "There is no policy 'all'"),
         (("--uint8", "maybe"), "expected auto, always or never"),
+        (("--accept", "stale-table"), "The lint 'stale-table' cannot be accepted"),
+        (("--table", "t.json", "--calibrator", "max"), "expected none of them. Leave them out."),
+        (("--table", "t.json", "--images", "4"), "expected none of them. Leave them out."),
+        (("--table", "t.json", "--seed", "4"), "expected none of them. Leave them out."),
     ],
 )
 def test_quantization_requests_that_make_no_sense_are_refused(

@@ -49,7 +49,10 @@ def answer_findings(
     if known.sum() >= FEWEST:
         findings += _low_accuracy(logits[known].argmax(axis=1) == right[known])
         for words, (code, theirs) in others.items():
-            findings += _better(losses(logits[known], right[known]), losses(theirs[known], right[known]), code, words)
+            better = losses(theirs[known], right[known])
+            # A form that is answered worse than by guessing is not how the images should be: the labels are wrong, then.
+            if better.mean() < math.log(classes):
+                findings += _better(losses(logits[known], right[known]), better, code, words)
     return tuple({finding.code: finding for finding in reversed(findings)}.values())[::-1]
 
 

@@ -102,6 +102,20 @@ class ImageFolder:
         return Manifest({name: _sha256_of(self.root / name) for name in self.names})
 
 
+def open_split(root: str | os.PathLike[str]) -> tuple[ImageFolder, ImageFolder | None]:
+    """Images to learn from, and images to be judged on where the folder has both as ``train`` and ``val``.
+
+    A folder of another form is all to learn from.
+
+    Raises:
+        CalibrationError: As :meth:`ImageFolder.open`.
+    """
+    parts = [os.path.join(root, name) for name in ("train", "val")]
+    if not all(os.path.isdir(part) for part in parts):
+        return ImageFolder.open(root), None
+    return ImageFolder.open(parts[0]), ImageFolder.open(parts[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Which images were used.

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,6 +102,21 @@ class CalibrationTable:
     def dead_sites(self) -> tuple[str, ...]:
         """Sites that only ever saw zeros; they have no scale."""
         return tuple(name for name, site in self.sites.items() if site.amax == 0)
+
+    def only(self, sites: Collection[str]) -> CalibrationTable:
+        """The table of some of its sites.
+
+        Raises:
+            CalibrationError: When it does not have one of them.
+        """
+        unknown = sorted(set(sites) - self.sites.keys())
+        if unknown:
+            raise CalibrationError(f"The table has no sites {unknown[:5]}; it holds {list(self.sites)[:5]} and more.")
+        return replace(
+            self,
+            sites={name: site for name, site in self.sites.items() if name in sites},
+            histograms={name: histogram for name, histogram in self.histograms.items() if name in sites},
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to ``path``, whole or not at all; a table that was there is replaced.

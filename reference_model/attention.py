@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reference_model.position_bias import PositionBias
 
@@ -37,6 +38,7 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.pretrained_window = pretrained_window
+        self.window_chunk = 0  # windows at a time, 0 for all: how it is computed, never what; see memory.limit_memory
         width = num_heads * head_dim
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
         self.cpb_mlp = PositionBias(num_heads)
@@ -56,11 +58,38 @@ class WindowAttention(nn.Module):
         Returns:
             Tokens (B*n, N, C).
         """
+        # Outside autocast, as the logits that it is added to.
+        with torch.autocast(x.device.type, enabled=False):
+            bias = self.cpb_mlp(window, self.pretrained_window)
+        if 0 < self.window_chunk < x.shape[0]:
+            return self.attend_in_chunks(x, bias, mask)
+        return self.attend(x, bias, mask)
+
+    def attend_in_chunks(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """The same as :meth:`attend`, (B*n, N, C) to (B*n, N, C), ``window_chunk`` windows at a time: none looks at another.
+
+        Where gradients are wanted, a chunk's logits are computed again on the way back instead of being kept.
+        """
+        out = []
+        for start in range(0, x.shape[0], self.window_chunk):
+            part = x[start : start + self.window_chunk]
+            # Each window of the chunk gets its own mask: the chunk may begin or end inside an image.
+            at = torch.arange(start, start + part.shape[0], device=x.device)
+            part_mask = None if mask is None else mask[at % mask.shape[0]]
+            if torch.is_grad_enabled():
+                part = checkpoint(self.attend, part, bias, part_mask, use_reentrant=False)
+            else:
+                part = self.attend(part, bias, part_mask)
+            out.append(part)
+        return torch.cat(out)
+
+    def attend(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend within windows (B*n, N, C), given the position bias (k, N, N) and the mask (n, N, N) or None."""
         rows, tokens, _ = x.shape
         qkv = self.qkv(x)
-        bias = self.qkv_bias()
-        if bias is not None:
-            qkv = qkv + bias.to(qkv.dtype)
+        qkv_bias = self.qkv_bias()
+        if qkv_bias is not None:
+            qkv = qkv + qkv_bias.to(qkv.dtype)
         q, k, v = qkv.view(rows, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         # Logits reach 116, so under autocast they stay in float32: bfloat16 would round them by up to 0.5.
         with torch.autocast(x.device.type, enabled=False):
@@ -68,7 +97,7 @@ class WindowAttention(nn.Module):
             precise = torch.promote_types(q.dtype, torch.float32)
             q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
             logits = q @ k.transpose(-2, -1) * scale
-            logits = logits + self.cpb_mlp(window, self.pretrained_window)
+            logits = logits + bias
             if mask is not None:
                 windows = mask.shape[0]
                 logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]

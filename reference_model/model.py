@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reference_model.attention import WindowAttention
 from reference_model.config import ConfigError, SwinV2Config, Task
@@ -178,6 +179,7 @@ class Stage(nn.Module):
 
     def __init__(self, config: SwinV2Config, stage: int, drop_path_rates: list[float]) -> None:
         super().__init__()
+        self.checkpoint_blocks = False  # how gradients are computed, never what; see memory.limit_memory
         self.blocks = nn.ModuleList(
             Block(config, stage, block, drop_path_rates[block]) for block in range(config.depths[stage])
         )
@@ -187,7 +189,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (B, H, W, C) to the same map after the blocks, and the input of the next stage."""
         for block in self.blocks:
-            x = block(x)
+            again = self.checkpoint_blocks and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x, x if self.downsample is None else self.downsample(x)
 
 
@@ -270,18 +273,32 @@ class PatchMerging(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: while training, drop a residual branch for a random subset of the batch. Identity otherwise."""
+    """Stochastic depth: while training, drop a residual branch for a random subset of the batch. Identity otherwise.
+
+    A batch that is a part of a larger one, cut to fit into memory or shared between processes, draws for all rows of that one and
+    keeps its own: see :func:`part_of_batch`.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.part: tuple[int, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) to (B, ...)."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), device=x.device) >= self.rate
+        start, total = self.part or (0, x.shape[0])
+        draws = torch.rand((total,) + (1,) * (x.ndim - 1), device=x.device)[start : start + x.shape[0]]
+        keep = draws >= self.rate
         return x * (keep.to(x.dtype) / (1.0 - self.rate))
+
+
+def part_of_batch(model: nn.Module, part: tuple[int, int] | None) -> None:
+    """Have stochastic depth treat the next batches as rows of a larger one: (first row, rows of the whole); None undoes it."""
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.part = part
 
 
 MODELS: dict[Task, type[SwinV2]] = {

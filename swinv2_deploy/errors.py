@@ -6,6 +6,7 @@
     │   └── ArtifactLocked       75   another run is writing the same artifact
     ├── UnsupportedModelError     1   the model is valid, but this stage cannot handle it
     ├── TrainingError             1   fine-tuning diverged or cannot resume
+    │   └── TrainingStopped     130   a signal asked the run to stop; its checkpoint was written (143 for SIGTERM)
     ├── QuantizeError             1   scales are missing, degenerate or do not fit the model
     ├── ExportError               1   the ONNX file could not be written or is wrong
     ├── EngineBuildError          1   TensorRT refused the model or fell short of a stated floor
@@ -33,6 +34,7 @@ __all__ = [
     "SwinDeployError",
     "ToleranceExceeded",
     "TrainingError",
+    "TrainingStopped",
     "UnsupportedModelError",
 ]
 
@@ -69,6 +71,20 @@ class UnsupportedModelError(SwinDeployError):
 
 class TrainingError(SwinDeployError):
     """Fine-tuning diverged or cannot resume."""
+
+
+class TrainingStopped(TrainingError):
+    """A signal asked the run to stop, and its checkpoint was written.
+
+    Attributes:
+        exit_code: 128 and the number of the signal, as shells have it.
+    """
+
+    exit_code = 130
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal  # type: ignore[misc]  # only known now
 
 
 class QuantizeError(SwinDeployError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reference_model.config import SwinV2Config
     from swinv2_deploy.export.spec import ExportSpec
     from swinv2_deploy.modeling.request import SourceRequest
+    from swinv2_deploy.runtime.grid import Grid
 
 
 def export_command(
@@ -85,6 +86,10 @@ def export_command(
             "--precision", help="fp16, bf16: write such a graph too; repeatable, or fp32,fp16,bf16. FP32 is always written."
         ),
     ] = None,
+    bake_preprocessing: Annotated[
+        bool,
+        typer.Option("--bake-preprocessing", help="Also write model_from_images.onnx, which takes photographs of any size."),
+    ] = False,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -127,6 +132,7 @@ def export_command(
             window_policy=as_window_policy(window_policy),
             sizes=parse_sizes(sizes) if sizes else (),
             half_precisions=parse_precisions(precision or ()),
+            bake_preprocessing=bake_preprocessing,
         )
         before = proved_before(request) if prove and spec == ExportSpec() and out is None and not force else None
         if before is not None:
@@ -165,13 +171,15 @@ def _run(
     resolutions = spec.resolutions(source.model.config)
     low, high = ("x".join(map(str, side)) for side in (resolutions.min, resolutions.max))
     parameters = sum(parameter.numel() for parameter in source.model.parameters())
-    ranges = spec.graphs(source.model.config)
+    grids = _grids(spec, source.model.config)
     sizes = f"{low} px only" if spec.static else f"{low} to {high} px"
     if spec.sizes:
         sizes += f", and graphs for {', '.join(f'{height}x{width}' for height, width in spec.sizes)} px"
     output.say(f"Exporting {source.name}: {parameters / 1e6:.1f} M parameters, {sizes}, any batch")
     if spec.half_precisions:
         output.say(f"  in fp32 and {' and '.join(spec.half_precisions)}")
+    if spec.bake_preprocessing:
+        output.say("  and model_from_images.onnx, in fp32: takes photographs of any size, for one input size of the model")
     content: dict[str, object] = {"artifact": str(path), "name": source.name, "weights": source.origin.kind, "dry_run": dry_run}
     policy = spec.window_policy or source.model.config.window_policy
     content["window_policy"] = policy
@@ -182,18 +190,26 @@ def _run(
         output.result(content)
         return
     started = time.perf_counter()
-    with shown_proof(ranges, spec.grid, output, table=prove) as progress:
+    with shown_proof(grids, output, table=prove) as progress:
         artifact = export(source, spec, path, force=force, progress=progress)
     seconds = time.perf_counter() - started
     facts = {name: read_facts(file) for name, file in artifact.onnx_files.items()}
-    proofs = {name: found.values["proof"] for name, found in facts.items()}
     output.say(f"[green]Exported[/] in {seconds:.1f} s: {artifact.path}")
     for name, file in artifact.onnx_files.items():
-        output.say(f"  {file.name} ({facts[name].size_bytes / 2**20:.1f} MiB) {in_a_line(proofs[name])}")
+        output.say(f"  {file.name} ({facts[name].size_bytes / 2**20:.1f} MiB) {in_a_line(facts[name])}")
+    proofs = {name: found.values["proof"] for name, found in facts.items()}
     tail = "" if out is None else f" --model {shlex.quote(str(path))}"
     output.say(f"Next: swinv2-deploy quantize{tail}")
     files = {name: str(file) for name, file in artifact.onnx_files.items()}
     output.result(content | {"onnx": files["model"], "files": files, "seconds": seconds, "proof": proofs})
+
+
+def _grids(spec: ExportSpec, config: SwinV2Config) -> list[Grid]:
+    """Where every file that is written will be run."""
+    from swinv2_deploy.runtime.grid import grid_for
+
+    grids = [grid_for(spec.grid, sizes) for sizes in spec.graphs(config).values() for _ in range(1 + len(spec.half_precisions))]
+    return grids + [grid_for(spec.grid, spec.resolutions(config), "images")] * spec.bake_preprocessing
 
 
 def _savings(config: SwinV2Config, spec: ExportSpec, output: Output) -> dict[str, object]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -17,8 +17,10 @@ from swinv2_deploy.cli.progress import progress_of
 from swinv2_deploy.errors import SpecError, ToleranceExceeded
 
 if TYPE_CHECKING:
-    from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange
+    from swinv2_deploy.artifacts import ModelArtifact
     from swinv2_deploy.modeling.request import SourceRequest
+    from swinv2_deploy.runtime.grid import Grid
+    from swinv2_deploy.runtime.onnx_file import OnnxFacts
     from swinv2_deploy.runtime.proof import ProofRow
 
 GRIDS = ("full", "quick", "file")
@@ -57,6 +59,7 @@ def prove_again(artifact: ModelArtifact, grid: Literal["file", "quick", "full"],
         typer.Exit: With the code of :class:`ToleranceExceeded` when a file is wrong somewhere.
     """
     from swinv2_deploy.export.check import failures, prove_artifact
+    from swinv2_deploy.runtime.grid import grid_for
     from swinv2_deploy.runtime.onnx_file import read_facts
 
     names = list(artifact.onnx_files)
@@ -64,8 +67,13 @@ def prove_again(artifact: ModelArtifact, grid: Literal["file", "quick", "full"],
     if dry_run:
         output.result({"artifact": str(artifact.path), "files": names, "grid": grid, "dry_run": True})
         return
-    ranges = {name: read_facts(path).resolutions for name, path in artifact.onnx_files.items()}
-    with shown_proof(ranges, grid, output, table=True) as progress:
+    found = {name: read_facts(path) for name, path in artifact.onnx_files.items()}
+    baked = [name for name, facts in found.items() if facts.takes == "images"]
+    if baked:
+        output.say(f"  {', '.join(baked)}: at sizes of photographs, which are the same for every grid")
+    # How many sizes a file states is not known before it is loaded; most often as many as the quick grid has.
+    counted = [grid_for("quick" if grid == "file" else grid, facts.resolutions, facts.takes) for facts in found.values()]
+    with shown_proof(counted, output, table=True) as progress:
         proofs = prove_artifact(artifact, grid, progress)
     wrong = failures(proofs)
     for line in wrong:
@@ -79,22 +87,16 @@ def prove_again(artifact: ModelArtifact, grid: Literal["file", "quick", "full"],
 
 
 @contextmanager
-def shown_proof(
-    ranges: Mapping[str, ResolutionRange], grid: str, output: Output, *, table: bool
-) -> Iterator[Callable[[str, ProofRow], None]]:
+def shown_proof(grids: Iterable[Grid], output: Output, *, table: bool) -> Iterator[Callable[[str, ProofRow], None]]:
     """Function that is told every size that was run: progress at once, and a table at the end, however it ends.
 
     Args:
-        ranges: Sizes of every file.
-        grid: Name of the grid; the number of sizes of ``file`` is not known before.
+        grids: Grid of every file, as far as it is known before.
         output: Where to print.
         table: Whether a table is printed.
     """
-    from swinv2_deploy.runtime.grid import GRIDS, GridName
-
     rows: Rows = {}
-    counted = GRIDS[cast("GridName", "quick" if grid == "file" else grid)]
-    total = sum(len(counted(resolutions)) for resolutions in ranges.values())
+    total = sum(len(grid) for grid in grids)
     what = "Running every size against the reference model"
     try:
         with progress_of(output) as progress:
@@ -111,13 +113,16 @@ def shown_proof(
             output.console.print(proof_table(rows))
 
 
-def in_a_line(proof: Mapping[str, Any]) -> str:
-    """What a proof, as a file's metadata holds it, found."""
+def in_a_line(facts: OnnxFacts) -> str:
+    """What the proof that a file states found."""
+    proof = facts.values["proof"]
     worst = max(proof["grid"], key=lambda row: max(row["errors"].values()))
     judged = all(row["limit"] is not None for row in proof["grid"])
+    before, after = ("takes photographs, ", " of them") if facts.takes == "images" else ("", "")
+    sizes = f"{len(proof['grid'])} size{'s' if len(proof['grid']) > 1 else ''}"
     return (
-        f"{'equals' if judged else 'follows'} the reference model at {len(proof['grid'])} sizes within {proof['max_abs']:.0e} "
-        f"(worst: {worst['size'][0]}x{worst['size'][1]} px)"
+        f"{before}{'equals' if judged else 'follows'} the reference model at {sizes}{after} within "
+        f"{proof['max_abs']:.0e} (worst: {worst['size'][0]}x{worst['size'][1]} px)"
     )
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from swinv2_deploy.cli.console import Output, reported_errors, warn
 from swinv2_deploy.cli.options import ARTIFACTS, Artifact, Data, DryRun, Force, Json, Out, Quiet, Seed, Verbose
-from swinv2_deploy.errors import SpecError
+from swinv2_deploy.cli.quantize_aware import (
+    default_run,
+    is_first,
+    judged,
+    qat_spec,
+    show_verdicts,
+    stage_progress,
+    train_and_quantize,
+)
 
 if TYPE_CHECKING:
+    from swinv2_deploy.pipeline import Verdict
     from swinv2_deploy.quantize.ptq import QuantizeResult
 
 
@@ -45,6 +55,41 @@ def quantize_command(
     accept: Annotated[
         list[str] | None, typer.Option("--accept", help="Calibration lint that must not stop, such as dead-head; repeatable.")
     ] = None,
+    method: Annotated[
+        str, typer.Option("--method", help="ptq quantizes the weights as they are, qat trains them with their rounding first.")
+    ] = "ptq",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 2.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 2e-5.")] = None,
+    train_batch: Annotated[
+        int | None, typer.Option("--train-batch", min=1, help="qat: images a step. Default: 32, or all where there are fewer.")
+    ] = None,
+    ranges: Annotated[
+        str | None, typer.Option("--ranges", help="qat: frozen as calibrated (the default), or learned with the weights.")
+    ] = None,
+    distill_weight: Annotated[
+        float | None,
+        typer.Option("--distill-weight", help="qat: share of the loss that follows the FP32 model, 0 to 1. Default: 1."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="qat: folder of the checkpoint; a run found there goes on. Default: ./runs/<name>."),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Judge FP32, every calibrator and the result on <data>/val, with paired intervals."),
+    ] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure the drift of every site, alone and left out; write sensitivity.json.")
+    ] = False,
+    budget_drop: Annotated[
+        float | None, typer.Option("--budget-drop", help="Top-1 points that may be lost: sites stay in float until it holds.")
+    ] = None,
+    budget_sqnr: Annotated[
+        float | None, typer.Option("--budget-sqnr", help="Least signal to noise of the output in dB: the same.")
+    ] = None,
+    tuning_images: Annotated[
+        int, typer.Option("--tuning-images", min=8, help="Images, not calibrated on, that sites are measured on.")
+    ] = 64,
     out: Out = None,
     seed: Seed = 0,
     force: Force = False,
@@ -53,39 +98,71 @@ def quantize_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Calibrate an artifact on images and write one that also holds INT8 graphs."""
-    output = Output(json=json, quiet=quiet, verbose=verbose)
+    """Calibrate an artifact on images and write one that also holds INT8 graphs.
+
+    A folder with ``train`` and ``val`` is calibrated, and with --method qat trained, on ``train``.
+    """
+    output = Output(json=json and is_first(), quiet=quiet or not is_first(), verbose=verbose)
     with reported_errors(output):
-        from calibration.dataset import ImageFolder
+        import torch
+
+        from calibration.dataset import open_split
         from calibration.samples import sample_folder
         from swinv2_deploy.artifacts import newest_artifact, read_artifact
+        from swinv2_deploy.errors import SpecError
         from swinv2_deploy.modeling.sites import POLICIES, quantization_sites
-        from swinv2_deploy.quantize.spec import QuantizeSpec, as_policy, as_unsigned
+        from swinv2_deploy.quantize.spec import QuantizeSpec, as_policy, as_ranges, as_unsigned
 
+        # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
+        torch.set_flush_denormal(True)
         spec = QuantizeSpec(
             calibrator=calibrator or "percentile",
             policy=as_policy(policy),
             images=images,
             batch_size=batch_size,
             unsigned=as_unsigned(uint8),
+            sensitivity=sensitivity,
+            budget_drop=budget_drop,
+            budget_sqnr=budget_sqnr,
+            tuning_images=tuning_images,
             seed=seed,
             strict=strict,
             accept=tuple(accept or ()),
         )
+        given = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "batch_size": train_batch,
+            "ranges": None if ranges is None else as_ranges(ranges),
+            "distill_weight": distill_weight,
+        }
+        qat = qat_spec(method, {name: value for name, value in given.items() if value is not None}, run, seed)
         if table is not None and (calibrator or ((images or batch_size or seed) and data is None)):
             raise SpecError(
                 f"--table {table} holds ranges that were measured, so that --calibrator, and without --data --images, --batch-size "
                 "and --seed, change nothing; expected none of them. Leave them out."
             )
         artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
-        folder = None if table and data is None else ImageFolder.open(data or sample_folder("calibrate"))
-        path = out or artifact.path.with_name(f"{artifact.name.removesuffix('-int8')}-int8")
+        folder = held = None
+        if table is None or data is not None or qat is not None or spec.searches:
+            folder, held = open_split(data or sample_folder("calibrate"))
+        if compare and held is None:
+            raise SpecError(f"--compare judges on photographs held out; give --data a folder with train and val, not {data}.")
+        if qat is not None and folder is not None and train_batch is None and len(folder) < qat.batch_size:
+            qat = replace(qat, batch_size=len(folder))
+        suffix = "int8" if qat is None else "qat"
+        path = out or artifact.path.with_name(f"{re.sub('-(int8|qat)$', '', artifact.name)}-{suffix}")
         sites = quantization_sites(artifact.config, spec.policy)
         output.say(f"Quantizing {artifact.path}" + ("" if model else " (the newest artifact)"))
         if folder is not None:
             output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
-        ranges = f"calibrator: {spec.calibrator}" if table is None else f"ranges: {table}"
-        output.say(f"  {ranges}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
+        if qat is not None:
+            output.say(
+                f"  training with the rounding: {qat.epochs} epochs, peak learning rate {qat.learning_rate:g}, ranges "
+                f"{qat.ranges}; checkpoint in {run or default_run(path)}"
+            )
+        measured = f"calibrator: {spec.calibrator}" if table is None else f"ranges: {table}"
+        output.say(f"  {measured}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
         if not artifact.lineage.weights.trained:
             warn("the weights are untrained: file sizes, speed and drift are real, accuracy is not.")
         if dry_run:
@@ -96,29 +173,32 @@ def quantize_command(
         from swinv2_deploy.quantize.ptq import quantize
 
         made = read_table(table) if table else None
-        with Progress(
-            TextColumn("calibrating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=output.console,
-            transient=True,
-            disable=quiet or not output.console.is_terminal,
-        ) as bar:
-            task = bar.add_task("images", total=None)
-            result = quantize(
-                artifact,
-                spec,
-                folder,
-                path,
-                table=made,
-                force=force,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-        _report(result, output, named=out is not None or model is not None)
+        with stage_progress(output, searches=spec.searches) as (calibrated, searched):
+            if qat is None or folder is None:
+                result = quantize(artifact, spec, folder, path, table=made, force=force, progress=calibrated, searched=searched)
+            else:
+                result = train_and_quantize(
+                    artifact,
+                    spec,
+                    qat,
+                    folder,
+                    path,
+                    run or default_run(path),
+                    output,
+                    table=made,
+                    force=force,
+                    progress=calibrated,
+                    searched=searched,
+                )
+        if not is_first():
+            return
+        verdicts = []
+        if compare and folder is not None and held is not None:
+            verdicts = judged(artifact, result.artifact, qat, spec, folder, held, output)
+        _report(result, output, verdicts, named=out is not None or model is not None)
 
 
-def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
+def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, named: bool) -> None:
     from swinv2_deploy.quantize.picture import INSTALL
 
     files = result.artifact.onnx_files
@@ -130,7 +210,7 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
     output.say(f"[green]Quantized[/] from {result.table.images} images: {result.artifact.path}")
     for name, file in files.items():
         size = file.stat().st_size
-        output.say(f"  {file.name:<18} {size / 2**20:8.1f} MiB" + ("" if name == "model" else f"  {size / whole:.2f} of FP32"))
+        output.say(f"  {file.name:<28} {size / 2**20:8.1f} MiB" + ("" if name == "model" else f"  {size / whole:.2f} of FP32"))
     if result.unsigned_speedup is not None:
         kept = "model_uint8" in files
         output.say(
@@ -145,6 +225,8 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
         output.say(f"  what every site saw, and its range: {result.picture}")
     elif result.table.histograms:
         output.say(f"  no picture of the ranges, for matplotlib is not installed: {escape(INSTALL)}")
+    _report_sites(result, output)
+    show_verdicts(verdicts, output)
     from swinv2_deploy.runtime.onnx_runner import saturates
 
     if saturates():
@@ -166,5 +248,27 @@ def _report(result: QuantizeResult, output: Output, *, named: bool) -> None:
             "picture": None if result.picture is None else str(result.picture),
             "unsigned_speedup": result.unsigned_speedup,
             "saturates_here": saturates(),
+            "sensitivity": result.sensitivity.to_dict() if result.sensitivity else None,
+            "choice": result.choice.to_dict() if result.choice else None,
+            "verdicts": [asdict(verdict) for verdict in verdicts],
         }
     )
+
+
+def _report_sites(result: QuantizeResult, output: Output) -> None:
+    found, choice = result.sensitivity, result.choice
+    if found is not None:
+        output.say(f"  sites by the noise they add alone, on {found.images} images set aside (sensitivity.json):")
+        for site in found.worst()[:5]:
+            output.say(
+                f"    {site.site:<36} {site.alone.sqnr_db:6.1f} dB alone, {site.without.sqnr_db:6.1f} dB without it, "
+                f"{site.macs:.1%} of the work"
+            )
+        output.say(f"    {'all together':<36} {found.together.sqnr_db:6.1f} dB")
+    if choice is not None:
+        left = ", ".join(choice.left) or "none"
+        output.say(
+            f"  within the budget: {len(choice.sites)} sites in INT8, {choice.share:.1%} of the work, at "
+            f"{choice.drift.sqnr_db:.1f} dB"
+        )
+        output.say(f"    left in float: {left}")

@@ -157,7 +157,7 @@ def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport, model:
 
     if not result.passed:
         return "Next: swinv2-deploy quantize --help (other calibrators and policies), or 'verify --help' for other tolerances"
-    if list(artifact.onnx_files) == ["model"]:
+    if not any("_int8" in name for name in artifact.onnx_files):
         return f"Next: swinv2-deploy quantize{model}"
     allow = " --allow-untrained" if spec.allow_untrained else ""
     if spec.data == sample_folder("verify"):

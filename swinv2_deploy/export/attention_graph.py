@@ -1,4 +1,4 @@
-"""Window attention of one stage as a graph: position bias of all blocks at once, then the attention of each block.
+"""Window attention of one stage as a graph: position bias of its blocks, then the attention of each block.
 
 Cutting into windows, parting queries, keys and values, and bringing heads to the front is one Gather for each of the three; the
 way back is one Gather too. No token is copied twice.
@@ -23,6 +23,10 @@ from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.window_graph import StageWindows
 
 Array = NDArray[np.float32]
+MOST_BIAS_BYTES = 32 * 2**20
+"""Up to this size, the position biases of a stage's blocks are gathered at once. Beyond it each block gathers its own when it needs
+them: those of 18 blocks with windows of 576 tokens take 382 MB, and turning and parting them held as much again."""
+
 Linear = Callable[[ir.Value, str, ir.Value | None], ir.Value]
 
 
@@ -57,7 +61,11 @@ class StageAttention:
         self.head_dim = config.head_dims[stage]
         self.pretrained = bias_window(config, stage)
         self.has_bias = config.qkv_bias
-        self.biases = self._position_biases()
+        with graph.root_scope(f"{self.prefix}.position_bias"):
+            self.bias_index = windows.bias_index()
+        fixed = windows.fixed_window
+        self.biases: dict[int, ir.Value] = self._fixed_biases(fixed) if fixed else {}
+        self.bias_tables = [] if fixed else self._bias_tables()
 
     def write(self, block: int, x: ir.Value, gemm: Linear) -> ir.Value:
         """Tokens (B*H*W, C) to the same after the attention of ``block``; ``gemm`` writes a linear layer by name."""
@@ -77,7 +85,7 @@ class StageAttention:
         k = graph.op("LpNormalization", k, axis=-1, p=2, name="k_normalized")
         q = graph.op("Mul", q, self._temperature(module), name="q_scaled")
         logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 2, 4, 3], name="k_t"), name="qk")
-        bias = self.biases[block]
+        bias = self._bias(block)
         if shifted:
             bias = graph.op("Add", bias, windows.shift_mask(), name="bias_and_mask")
         weights = graph.op("Softmax", graph.op("Add", logits, bias, name="logits"), axis=-1, name="softmax")
@@ -97,25 +105,46 @@ class StageAttention:
         clamped = np.minimum(self.weights[f"{module}.logit_scale"].astype(np.float64), MAX_LOGIT_SCALE)
         return self.graph.weight(f"{module}.temperature", np.exp(clamped).astype(np.float32).reshape(-1, 1, 1))
 
-    def _position_biases(self) -> list[ir.Value]:
-        """(k, N, N) of every block."""
-        graph, windows = self.graph, self.windows
+    def _bias(self, block: int) -> ir.Value:
+        """(k, N, N) of a block, gathered when the first block that shares its table asks."""
+        if block not in self.biases:
+            table, members = next(group for group in self.bias_tables if block in group[1])
+            graph = self.graph
+            with graph.root_scope(f"{self.prefix}.position_bias"):
+                # By position, so that one read copies the biases of all heads.
+                biases = graph.op("Gather", table, self.bias_index, axis=0, name="biases")
+                biases = graph.op("Transpose", biases, perm=[2, 0, 1], name="biases_by_head")
+                parts = graph.split(biases, [self.heads[member] for member in members], 0, "bias")
+            self.biases.update(zip(members, parts, strict=True))
+        return self.biases[block]
+
+    def _fixed_biases(self, window: tuple[int, int]) -> dict[int, ir.Value]:
+        """(k, N, N) of every block, which runtimes fold: neither table nor index depends on the input."""
+        graph = self.graph
         with graph.root_scope(f"{self.prefix}.position_bias"):
-            if windows.fixed_window is not None:
-                tables = self._tables(windows.fixed_window)
-                named = [
-                    graph.weight(f"{self.prefix}.blocks.{i}.attn.position_bias_table", table) for i, table in enumerate(tables)
-                ]
-                return [graph.op("Gather", table, windows.bias_index(), axis=1, name="bias") for table in named]
-            if self.pretrained:
-                tables = self._tables((windows.window_size, windows.window_size))
-                table = graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(tables).T)
-            else:
+            return {
+                block: graph.op("Gather", graph.weight(self._table_name(block), table), self.bias_index, axis=1, name="bias")
+                for block, table in enumerate(self._tables(window))
+            }
+
+    def _bias_tables(self) -> list[tuple[ir.Value, range]]:
+        """Tables (T, K) and the blocks in each: one for the whole stage, or one a block where the biases are large."""
+        graph, side = self.graph, self.windows.window_size
+        together = sum(self.heads) * side**4 * np.dtype(np.float32).itemsize <= MOST_BIAS_BYTES
+        blocks = range(len(self.heads))
+        groups = [blocks] if together else [range(block, block + 1) for block in blocks]
+        with graph.root_scope(f"{self.prefix}.position_bias"):
+            if not self.pretrained:
                 table = graph.op("Transpose", self._computed_table(), perm=[1, 0], name="table_by_position")
-            # By position, so that one read copies the biases of all heads.
-            biases = graph.op("Gather", table, windows.bias_index(), axis=0, name="biases")
-            biases = graph.op("Transpose", biases, perm=[2, 0, 1], name="biases_by_head")
-            return graph.split(biases, self.heads, 0, "bias")
+                sizes = [sum(self.heads[block] for block in group) for group in groups]
+                return list(zip(graph.split(table, sizes, 1, "table"), groups, strict=True))
+        tables = self._tables((side, side))
+        if together:
+            return [(graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(tables).T), blocks)]
+        return [(graph.weight(self._table_name(block), table.T), groups[block]) for block, table in enumerate(tables)]
+
+    def _table_name(self, block: int) -> str:
+        return f"{self.prefix}.blocks.{block}.attn.position_bias_table"
 
     def _tables(self, window: tuple[int, int]) -> list[Array]:
         """(k, T) of every block, in float64 until the end so that folding adds no error of its own."""

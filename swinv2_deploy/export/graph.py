@@ -24,9 +24,14 @@ IR_VERSION = 10
 
 
 class GraphBuilder:
-    """Collects nodes and initializers in order, under unique, readable names."""
+    """Collects nodes and initializers in order, under unique, readable names.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: Put before the names of constants, where the graph will be joined to another.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._tape = Tape()
         self._scope: list[str] = []
         self._names: dict[str, int] = {}
@@ -81,7 +86,7 @@ class GraphBuilder:
         array = np.array(array, order="C")
         key = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
         if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
+            name = f"{self._prefix}constant_{len(self._constants)}"
             value = self._tape.initializer(ir.Tensor(array, name=name), name)
             self._constants[key] = value
             self._known[id(value)] = array

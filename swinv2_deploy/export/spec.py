@@ -39,6 +39,7 @@ class ExportSpec:
         sizes: (height, width) in px of static graphs that are written beside the one for the whole range.
         grid: Sizes and batches at which every graph is run against the reference: ``quick`` or ``full``.
         half_precisions: Further graphs to write, ``model_fp16.onnx`` and ``model_bf16.onnx``. ``model.onnx`` is always written.
+        bake_preprocessing: Whether ``model_from_images.onnx``, which takes photographs, is written as well, in FP32.
     """
 
     resolution: tuple[int, int] | None = None
@@ -49,6 +50,7 @@ class ExportSpec:
     sizes: tuple[tuple[int, int], ...] = ()
     grid: GridName = "quick"
     half_precisions: tuple[HalfPrecision, ...] = ()
+    bake_preprocessing: bool = False
 
     def __post_init__(self) -> None:
         if self.half_precisions != tuple(name for name in get_args(HalfPrecision) if name in self.half_precisions):

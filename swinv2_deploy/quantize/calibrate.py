@@ -54,11 +54,13 @@ class Calibrated:
         table: Range of every site.
         skipped: Images that could not be read, with the reason.
         findings: What looks wrong and was let pass.
+        chosen: The images that were measured on; none where a table was given alone.
     """
 
     table: CalibrationTable
     skipped: tuple[str, ...]
     findings: tuple[Finding, ...]
+    chosen: ImageFolder | None = None
 
 
 def read_table(path: Path) -> CalibrationTable:
@@ -94,8 +96,9 @@ def calibrate(
         findings += stale(table, artifact, sites)
     _pass(findings, spec)
     skipped: tuple[str, ...] = ()
+    chosen: ImageFolder | None = None
     if images is not None:
-        chosen, skipped = _readable(images.select(min(spec.images or MOST_IMAGES, len(images)), spec.seed))
+        chosen, skipped = readable(images.select(min(spec.images or MOST_IMAGES, len(images)), spec.seed))
         recipe = artifact.preprocessing
         pixels = PixelStatistics(recipe.mean, recipe.std)
         seen = collect(
@@ -119,7 +122,7 @@ def calibrate(
         raise SpecError("There are neither images nor a calibration table; expected one of them. Give --data or --table.")
     findings += table_findings({site: entry.clipped for site, entry in table.sites.items()})
     _pass(findings, spec)
-    return Calibrated(table=table, skipped=skipped, findings=tuple(findings))
+    return Calibrated(table=table, skipped=skipped, findings=tuple(findings), chosen=chosen)
 
 
 def stale(table: CalibrationTable, artifact: ModelArtifact, sites: tuple[str, ...]) -> list[Finding]:
@@ -172,7 +175,7 @@ def _pass(findings: list[Finding], spec: QuantizeSpec) -> None:
     require([finding for finding in findings if finding.code not in spec.accept], strict=spec.strict)
 
 
-def _readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
+def readable(images: ImageFolder) -> tuple[ImageFolder, tuple[str, ...]]:
     """The images that decode, and why the others do not."""
     good, skipped = [], []
     for name, path in zip(images.names, images.paths, strict=True):

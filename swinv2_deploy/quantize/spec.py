@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from calibration.lints import STATISTICAL
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.sites import POLICIES, Policy
+from swinv2_deploy.training.spec import Phase, Precision, TrainSpec
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
 
@@ -15,6 +17,8 @@ ACCEPTABLE = ("dead-head", *STATISTICAL)
 """Lints that ``accept`` may name; without the others there are no scales, or not this model's."""
 
 Unsigned = Literal["auto", "always", "never"]
+
+Ranges = Literal["frozen", "learned"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +31,10 @@ class QuantizeSpec:
         images: Calibration images, chosen evenly over the classes; None means all, 512 at most.
         batch_size: Images a forward pass while calibrating; None takes what fits into about 1 GiB.
         unsigned: Whether ``model_uint8.onnx`` is written: ``auto`` keeps it where it is measurably faster in ONNX Runtime here.
+        sensitivity: Whether the drift of every site is measured, alone and left out.
+        budget_drop: Top-1 accuracy that may be lost on images set aside, in points: sites are left in float until it holds.
+        budget_sqnr: The same for the signal to noise of the first output there, in dB.
+        tuning_images: Images set aside for the sweep and the search, of those that are not calibrated on.
         seed: Seed of the choice of images.
         strict: Whether a lint that only warns stops the quantization.
         accept: Names of lints that never stop it.
@@ -37,6 +45,10 @@ class QuantizeSpec:
     images: int | None = None
     batch_size: int | None = None
     unsigned: Unsigned = "auto"
+    sensitivity: bool = False
+    budget_drop: float | None = None
+    budget_sqnr: float | None = None
+    tuning_images: int = 64
     seed: int = 0
     strict: bool = False
     accept: tuple[str, ...] = ()
@@ -50,9 +62,20 @@ class QuantizeSpec:
             raise SpecError(f"unsigned is {self.unsigned!r}; expected auto, always or never.")
         if any(value is not None and value < 1 for value in (self.batch_size, self.images)):
             raise SpecError(f"images is {self.images} and batch_size {self.batch_size}; both must be at least 1.")
+        if self.tuning_images < 8:
+            raise SpecError(f"tuning_images is {self.tuning_images}; expected at least 8.")
+        for name in ("budget_drop", "budget_sqnr"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise SpecError(f"{name} is {value}; expected a finite number.")
         for code in self.accept:
             if code not in ACCEPTABLE:
                 raise SpecError(f"The lint {code!r} cannot be accepted; expected one of {', '.join(ACCEPTABLE)}.")
+
+    @property
+    def searches(self) -> bool:
+        """Whether sites are measured one by one."""
+        return self.sensitivity or self.budget_drop is not None or self.budget_sqnr is not None
 
     def batch_for(self, size: tuple[int, int]) -> int:
         """Images a forward pass at (height, width) in px: as many as have the pixels of eight 256-px images, 16 at most."""
@@ -61,6 +84,80 @@ class QuantizeSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatSpec:
+    """How a model is trained with its rounding.
+
+    Attributes:
+        epochs: Passes over the images.
+        learning_rate: Peak of the cosine schedule, which ends at a hundredth of it.
+        batch_size: Images a step.
+        ranges: Whether the ranges of activations stay as calibrated or are trained too.
+        distill_weight: Share of the loss that follows the FP32 model's logits instead of the labels, in [0, 1].
+        temperature: Divides both models' logits before they are compared.
+        crop_scale: Smallest share of the area a random crop keeps.
+        precision: ``fp32`` or ``bf16``.
+        checkpoint_every: Steps between checkpoints within an epoch; 0 keeps only the ends of epochs.
+        checkpoint_blocks: Recompute blocks for the gradient instead of keeping what is inside them.
+        window_chunk: Windows attended to at a time; 0 takes all.
+        seed: Seeds order and augmentation.
+    """
+
+    epochs: int = 2
+    learning_rate: float = 2e-5
+    batch_size: int = 32
+    ranges: Ranges = "frozen"
+    distill_weight: float = 1.0
+    temperature: float = 2.0
+    crop_scale: float = 0.6
+    precision: Precision = "fp32"
+    checkpoint_every: int = 50
+    checkpoint_blocks: bool = False
+    window_chunk: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ranges not in get_args(Ranges):
+            raise SpecError(f"ranges is {self.ranges!r}; expected one of {list(get_args(Ranges))}.")
+        self.recipe(8)  # which checks the rest
+
+    def recipe(self, resolution: int) -> TrainSpec:
+        """The training recipe at a resolution in px: mild augmentation, nothing mixed, no stochastic depth."""
+        return TrainSpec(
+            epochs=self.epochs,
+            phases=(Phase(resolution=resolution, share=1.0),),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            final_learning_rate=self.learning_rate / 100,
+            warmup_epochs=min(0.5, self.epochs / 4),
+            weight_decay=0.0,
+            label_smoothing=0.1,
+            mixup=0.0,
+            cutmix=0.0,
+            crop_scale=self.crop_scale,
+            color_jitter=0.1,
+            erase=0.0,
+            drop_path=0.0,
+            ema_decay=0.99,
+            distill_weight=self.distill_weight,
+            temperature=self.temperature,
+            checkpoint_every=self.checkpoint_every,
+            checkpoint_blocks=self.checkpoint_blocks,
+            window_chunk=self.window_chunk,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def as_ranges(text: str) -> Ranges:
+    """The option's text; :class:`QatSpec` checks it."""
+    return cast("Ranges", text)
 
 
 def as_policy(text: str) -> Policy:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from swinv2_deploy.resolution import ResolutionRange
+from swinv2_deploy.runtime.runner import Takes
 
 Size = tuple[int, int]
 Grid = Mapping[Size, tuple[int, ...]]
@@ -24,6 +25,9 @@ FULL_SIZES: tuple[Size, ...] = (
     *((384, 384), (384, 576), (448, 448), (512, 512), (768, 768), (1024, 640)),
 )
 """Squares and rectangles, whole windows and not, from one patch merge too few to sixteen times the area most models know."""
+
+PHOTOGRAPHS = (1, 2)
+"""Batches of photographs: resizing does not look across a batch, so one alone and two tell."""
 
 FULL_PIXELS = 1_200_000
 """Most pixels of a batch of the full grid, which bounds memory and time: 17 images of 256x256, 3 of 512x512, one of 1024x640."""
@@ -53,7 +57,32 @@ def full_grid(resolutions: ResolutionRange, pixels: int = FULL_PIXELS) -> dict[S
     return {size: _batches(size, pixels) for size in sorted(sizes, key=lambda size: (size[0] * size[1], size))}
 
 
+def photograph_sizes(size: Size) -> tuple[Size, ...]:
+    """Sizes of photographs that find wrong preprocessing to ``size``, (height, width) in px: smaller, equal, tall, wide, double."""
+    height, width = size
+    return (
+        (height // 2 + 1, width * 2 // 3),
+        size,
+        (3 * height + 1, 2 * width - 1),
+        (height + 3, 3 * width),
+        (2 * height, 2 * width),
+    )
+
+
 GRIDS = {"quick": quick_grid, "full": full_grid}
+
+
+def grid_for(name: GridName, resolutions: ResolutionRange, takes: Takes = "pixel_values") -> Grid:
+    """The grid of that name for a file; files that take photographs have one grid under every name, of sizes of photographs.
+
+    Args:
+        name: ``quick`` or ``full``.
+        resolutions: Range of the file.
+        takes: Its input.
+    """
+    if takes == "images":
+        return dict.fromkeys(photograph_sizes(resolutions.opt), PHOTOGRAPHS)
+    return GRIDS[name](resolutions)
 
 
 def _batches(size: Size, pixels: int) -> tuple[int, ...]:

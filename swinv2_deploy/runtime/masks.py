@@ -44,7 +44,7 @@ def masks_for(config: SwinV2Config) -> Masks | None:
 
 
 def checked_mask(
-    mask: NDArray[Any] | None, masks: Masks | None, images: Array, config: SwinV2Config, name: str
+    mask: NDArray[Any] | None, masks: Masks | None, images: NDArray[Any], config: SwinV2Config, name: str
 ) -> BoolArray | None:
     """The mask to run with: the given one, the runner's own, one that hides nothing, or None for a model that takes none.
 
@@ -74,8 +74,3 @@ def checked_mask(
             f"{height}x{width} px and patches of {config.patch_size} px. Make the mask for this size."
         )
     return np.ascontiguousarray(mask)
-
-
-def inputs_for(images: Array, mask: BoolArray | None) -> dict[str, NDArray[Any]]:
-    """What an exported graph is given, by name: checked images and, where it takes one, a checked mask."""
-    return {"pixel_values": np.ascontiguousarray(images)} | ({} if mask is None else {MASK_INPUT: mask})

@@ -14,13 +14,16 @@ from reference_model.config import ConfigError, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError, SpecError
 from swinv2_deploy.runtime.masks import MASK_INPUT
-from swinv2_deploy.runtime.runner import Precision, output_names
+from swinv2_deploy.runtime.runner import Precision, Takes, output_names
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
 
 PREFIX = "swinv2_deploy."
 SCHEMA = 1
+
+FROM_IMAGES = "_from_images"
+"""What the names of files that take photographs end in. ``uint8`` in a name is taken: there it is the form of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +38,7 @@ class OnnxFacts:
         values: Every entry by name without its prefix.
         size_bytes: The file and its external data.
         external: Names of the files beside it that hold weights.
+        takes: Its input: normalized pixels, or photographs as they are decoded.
     """
 
     config: SwinV2Config
@@ -44,6 +48,7 @@ class OnnxFacts:
     values: Mapping[str, Any]
     size_bytes: int
     external: tuple[str, ...] = ()
+    takes: Takes = "pixel_values"
 
 
 def read_facts(path: Path) -> OnnxFacts:
@@ -70,7 +75,15 @@ def read_facts(path: Path) -> OnnxFacts:
         raise RunnerError(f"The metadata of {path} is incomplete ({error}); export it again.") from error
     if precision not in get_args(Precision):
         raise RunnerError(f"{path} has precision {precision!r}; expected one of {list(get_args(Precision))}. Export it again.")
-    _check_interface(model.graph, config, path)
+    takes = values.get("input", "pixel_values")
+    if takes not in get_args(Takes):
+        raise RunnerError(f"{path} says it takes {takes!r}; expected one of {list(get_args(Takes))}. Export it again.")
+    if takes == "images" and config.task == "masked_image_modeling":
+        raise RunnerError(
+            f"{path} says it takes photographs and holds a masked image model, which takes a mask beside its pixels; export it "
+            "again."
+        )
+    _check_interface(model.graph, config, path, takes)
     return OnnxFacts(
         config=config,
         precision=cast(Precision, precision),
@@ -79,6 +92,7 @@ def read_facts(path: Path) -> OnnxFacts:
         values=values,
         size_bytes=path.stat().st_size + sum(external.values()),
         external=tuple(external),
+        takes=takes,
     )
 
 
@@ -154,7 +168,7 @@ def _parse(path: Path) -> ModelProto:
     return model
 
 
-def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path) -> None:
+def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path, takes: Takes) -> None:
     import onnx
 
     stored = {tensor.name for tensor in graph.initializer}
@@ -162,13 +176,18 @@ def _check_interface(graph: GraphProto, config: SwinV2Config, path: Path) -> Non
     found = [f"{value.name} {_type_text(value)}" for value in inputs]
     shape = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
     masked = config.task == "masked_image_modeling"
-    expected = {"pixel_values": onnx.TensorProto.FLOAT} | ({MASK_INPUT: onnx.TensorProto.BOOL} if masked else {})
+    if takes == "images":
+        place, channels, kind, layout = 3, 3, onnx.TensorProto.UINT8, "uint8 (batch, height, width, 3)"
+    else:
+        place, channels, kind = 1, config.num_channels, onnx.TensorProto.FLOAT
+        layout = f"float32 (batch, {channels}, height, width)"
+    expected = {str(takes): kind} | ({MASK_INPUT: onnx.TensorProto.BOOL} if masked else {})
     types = {value.name: value.type.tensor_type.elem_type for value in inputs}
-    if list(types.items()) != list(expected.items()) or len(shape) != 4 or shape[1] != config.num_channels:
+    if list(types.items()) != list(expected.items()) or len(shape) != 4 or shape[place] != channels:
         more = f" and {MASK_INPUT} bool (batch, patches)" if masked else ""
         raise RunnerError(
-            f"{path} takes {', '.join(found) or 'no input'}; expected {'two inputs' if masked else 'one input'}, pixel_values "
-            f"float32 (batch, {config.num_channels}, height, width){more}. Export it again."
+            f"{path} takes {', '.join(found) or 'no input'}; expected {'two inputs' if masked else 'one input'}, {takes} "
+            f"{layout}{more}. Export it again."
         )
     names = tuple(value.name for value in graph.output)
     if names != output_names(config):

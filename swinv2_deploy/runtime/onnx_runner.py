@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
-from swinv2_deploy.runtime.masks import BoolArray, Masks, checked_mask, inputs_for
+from swinv2_deploy.runtime.inputs import checked_inputs
+from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, ProductMode, Products, Provider, check_images, check_threads
+from swinv2_deploy.runtime.runner import Array, BackEnd, Images, ProductMode, Products, Provider, check_threads
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, RunOptions, SessionOptions
@@ -87,14 +88,17 @@ class OnnxRunner:
             _return_freed_memory()
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
-    def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
-        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), with masks (B, P) for a masked image model.
+    def run(self, images: Images, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of what the file takes.
+
+        Args:
+            images: Normalized float32 (B, 3, H, W), or uint8 (B, H, W, 3) for a file that takes photographs.
+            bool_masked_pos: Bool (B, P) for a masked image model.
 
         Raises:
             RunnerError: When the size is outside the file's range, the images or masks have another form, or ONNX Runtime fails.
         """
-        check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
-        feeds = inputs_for(images, checked_mask(bool_masked_pos, self._masks, images, self.facts.config, self.name))
+        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name)
         try:
             outputs = self._session.run(list(self.output_names), feeds, self._options)
         except _failures() as error:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
-from swinv2_deploy.runtime.masks import BoolArray, Masks, checked_mask, inputs_for
+from swinv2_deploy.runtime.inputs import checked_inputs
+from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, ProductMode, Products, check_images, check_threads
+from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core
@@ -46,7 +47,7 @@ class OpenVinoRunner:
     Raises:
         RunnerError: When the file is missing, damaged, not ours, or OpenVINO refuses it.
         BackendMissing: When OpenVINO is not installed, or the CPU lacks the precision.
-        SpecError: On an unknown precision or mode, or a number of threads below 1.
+        SpecError: On an unknown precision or mode, a number of threads below 1, or a file that takes photographs in bf16.
     """
 
     back_end: BackEnd = "openvino"
@@ -75,6 +76,10 @@ class OpenVinoRunner:
                 f"{path} is the form for ONNX Runtime alone, which OpenVINO computes without its integer kernels; run "
                 "model_int8.onnx, the same numbers, instead."
             )
+        if self.facts.takes == "images" and precision != "f32":
+            raise SpecError(
+                f"{path.name} resizes photographs, for which {precision} is too coarse; use f32, or run another file."
+            )
         self.resolutions = self.facts.resolutions
         integers = has_integers(self.precision)
         exact = integers and products == "exact" and saturates()
@@ -92,14 +97,17 @@ class OpenVinoRunner:
         self._masks = masks
         self._request = self._model.create_infer_request()
 
-    def run(self, images: Array, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
-        """Outputs by name, each (B, ...), of normalized float32 images (B, 3, H, W), with masks (B, P) for a masked image model.
+    def run(self, images: Images, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of what the file takes.
+
+        Args:
+            images: Normalized float32 (B, 3, H, W), or uint8 (B, H, W, 3) for a file that takes photographs.
+            bool_masked_pos: Bool (B, P) for a masked image model.
 
         Raises:
             RunnerError: When the size is outside the file's range, the images or masks have another form, or OpenVINO fails.
         """
-        check_images(images, self.name, self.facts.config.num_channels, self.resolutions)
-        feeds = inputs_for(images, checked_mask(bool_masked_pos, self._masks, images, self.facts.config, self.name))
+        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name)
         try:
             with _denormals_kept():
                 outputs = self._request.infer(feeds)

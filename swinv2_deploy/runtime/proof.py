@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reference_model.model import SwinV2
+from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.errors import RunnerError
 from swinv2_deploy.runtime.grid import Grid, Size
 from swinv2_deploy.runtime.masks import masks_for
@@ -34,7 +36,7 @@ class ProofRow:
     """One size.
 
     Attributes:
-        size: (height, width) in px.
+        size: (height, width) in px, of the photographs where the file takes these.
         errors: Largest absolute difference from the reference over all rows and outputs, by batch.
         limit: Most that passes; None where the error is stated and not judged.
         noise: The reference's rounding noise there, measured where an error was above :data:`LIMIT`; else None.
@@ -111,16 +113,18 @@ def prove(
     model: SwinV2,
     grid: Grid,
     *,
+    preprocessing: Preprocessing | None = None,
     judged: bool = True,
     relative_limit: float | None = None,
     progress: Callable[[ProofRow], object] = lambda row: None,
 ) -> Proof:
-    """Run a file on seeded noise at every size and batch of a grid, and compare every row with the reference model.
+    """Run a file on seeded noise, or on synthetic photographs, and compare every row of a grid with the reference model.
 
     Args:
         runner: The file.
         model: Reference model with its weights.
         grid: Batches by size.
+        preprocessing: For a file that takes photographs, what it does to them; the reference gets what this makes of them.
         judged: Whether errors have the limit of float32; those of quantized files are stated only.
         relative_limit: For half precision, in the place of that: most that the root mean square of an output's error over that of
             the output may be.
@@ -129,7 +133,7 @@ def prove(
     Raises:
         RunnerError: When one of the two does not run.
     """
-    prover = _Prover(runner, model, judged=judged and relative_limit is None, relative_limit=relative_limit)
+    prover = _Prover(runner, model, preprocessing, judged=judged and relative_limit is None, relative_limit=relative_limit)
     rows = []
     for size, batches in grid.items():
         rows.append(prover.row(size, batches))
@@ -138,9 +142,18 @@ def prove(
 
 
 class _Prover:
-    def __init__(self, runner: Runner, model: SwinV2, *, judged: bool, relative_limit: float | None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        model: SwinV2,
+        preprocessing: Preprocessing | None,
+        *,
+        judged: bool,
+        relative_limit: float | None,
+    ) -> None:
         self.runner = runner
         self.model = model
+        self.preprocessing = preprocessing
         self.judged = judged
         self.relative_limit = relative_limit
         self.masks = masks_for(model.config)
@@ -148,12 +161,12 @@ class _Prover:
         self._exact: TorchRunner | None = None
 
     def row(self, size: Size, batches: tuple[int, ...]) -> ProofRow:
-        images = noise_images(size, max(batches), self.model.config.num_channels)
+        given, images = self._probes(size, max(batches))
         expected = _in_chunks(self.reference, images)
         found: dict[tuple[int, str], float] = {}
         relative: list[tuple[float, int, str]] = []
         for batch in batches:
-            outputs = self.runner.run(images[:batch])
+            outputs = self.runner.run(given[:batch])
             if outputs.keys() != expected.keys():
                 raise RunnerError(
                     f"{self.runner.name} returns {sorted(outputs)}; expected {sorted(expected)}. Export it again."
@@ -178,11 +191,20 @@ class _Prover:
         failure = ""
         if wrong:
             error, batch, name = max(wrong)
-            failure = (
-                f"{name} differs by {error:.2e} at {size[0]}x{size[1]} px in a batch of {batch}; "
-                f"at most {limits[name]:.1e} may be"
-            )
+            failure = f"{name} differs by {error:.2e} {self._place(size, batch)}; at most {limits[name]:.1e} may be"
         return ProofRow(size=size, errors=errors, limit=max(limits.values()), noise=noise, failure=failure)
+
+    def _probes(self, size: Size, count: int) -> tuple[NDArray[Any], Array]:
+        """What the file is given, and the pixels (B, C, H, W) that the reference is given."""
+        if self.preprocessing is None:
+            images = noise_images(size, count, self.model.config.num_channels)
+            return images, images
+        photographs = synthetic_photographs(size, count)
+        return photographs, np.stack([self.preprocessing(photograph) for photograph in photographs])
+
+    def _place(self, size: Size, batch: int) -> str:
+        where = "at" if self.preprocessing is None else "for photographs of"
+        return f"{where} {size[0]}x{size[1]} px in a batch of {batch}"
 
     def _too_far(self, size: Size, relative: list[tuple[float, int, str]]) -> str:
         """What is wrong in half precision, in words; empty when nothing is or nothing is judged."""
@@ -191,7 +213,7 @@ class _Prover:
             return ""
         what = "is not finite" if math.isinf(error) else f"is off by {error:.1%} of its magnitude"
         return (
-            f"{name} {what} at {size[0]}x{size[1]} px in a batch of {batch}; at most {self.relative_limit:.0%} may be, so this "
+            f"{name} {what} {self._place(size, batch)}; at most {self.relative_limit:.0%} may be, so this "
             f"model does not suit {self.runner.precision}"
         )
 
@@ -209,6 +231,22 @@ def relative_error(expected: Array, found: Array) -> float:
 def noise_images(size: Size, batch: int, channels: int) -> Array:
     """Seeded noise (B, channels, H, W); an image is the same in every batch."""
     return np.random.default_rng(size).standard_normal((batch, channels, *size), dtype=np.float32)
+
+
+def synthetic_photographs(size: Size, batch: int) -> NDArray[np.uint8]:
+    """Seeded photographs (B, H, W, 3) with slopes, hard edges and noise, so that filters overshoot and round.
+
+    One is the same in every batch.
+    """
+    height, width = size
+    slope = np.linspace(0, 160, width)[None, :, None] + np.linspace(60, 0, height)[:, None, None]
+    edges = 255.0 * (np.indices(size).sum(0) // 7 % 2)[..., None]
+    photographs = []
+    for index in range(batch):
+        generator = np.random.default_rng([height, width, index])
+        mixed = np.where(generator.random((height, width, 1)) < 0.3, edges, slope) + generator.normal(0, 12, (height, width, 3))
+        photographs.append(mixed.clip(0, 255).astype(np.uint8))
+    return np.stack(photographs)
 
 
 def difference(expected: Array, found: Array) -> float:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from swinv2_deploy.runtime.onnx_file import OnnxFacts
 
 Array = NDArray[np.float32]
+Images = NDArray[np.float32] | NDArray[np.uint8]
+"""What a file takes: normalized pixels, or photographs."""
 Precision = Literal["fp32", "fp16", "bf16", "int8", "uint8"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 BackEnd = Literal["onnxruntime", "openvino"]
@@ -29,6 +31,8 @@ ProductMode = Literal["exact", "fast"]
 """How 8-bit integers are multiplied. ``exact``: never saturated. ``fast``: as the back end does by itself."""
 Products = Literal["exact", "may saturate", "not checked", "none"]
 """How they were found to be: ``not checked`` on another device than the CPU, ``none`` in a file without integers."""
+Takes = Literal["pixel_values", "images"]
+"""Input of a file: normalized pixels (B, 3, H, W) float32, or photographs (B, H, W, 3) uint8 RGB of any one size."""
 
 
 class Runner(Protocol):
@@ -60,6 +64,9 @@ class Runner(Protocol):
 
 class FileRunner(Runner, Protocol):
     """A runner of an exported file."""
+
+    def run(self, images: Images) -> dict[str, Array]:
+        """Outputs by name, each (B, ...), of what the file takes: normalized float32 (B, 3, H, W), or uint8 (B, H, W, 3)."""
 
     @property
     def path(self) -> Path:
@@ -105,6 +112,23 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise SpecError(f"threads is {threads}; expected at least 1.")
+
+
+def check_photographs(images: NDArray[Any], name: str) -> None:
+    """Refuse what is no batch of photographs.
+
+    Args:
+        images: Expected uint8 (B, H, W, 3), B at least 1.
+        name: Runner, for the message.
+
+    Raises:
+        RunnerError: With what was expected.
+    """
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8 or 0 in images.shape:
+        raise RunnerError(
+            f"{name} was given {images.dtype} images of shape {tuple(images.shape)}; expected uint8 (B, H, W, 3), RGB photographs "
+            "of one size as they are decoded."
+        )
 
 
 def check_images(images: NDArray[Any], name: str, channels: int, resolutions: ResolutionRange | None) -> None:

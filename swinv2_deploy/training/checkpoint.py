@@ -1,84 +1,105 @@
-"""Crash-safe training state: one safetensors file, written beside the old one and renamed over it."""
+"""Crash-safe training state: one safetensors file, written in a folder of its own and renamed over the old one."""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 
-from swinv2_deploy.atomic import flush
-from swinv2_deploy.errors import TrainingError
+from swinv2_deploy.atomic import flush, locked, made_parents
+from swinv2_deploy.errors import ArtifactLocked, TrainingError
 from swinv2_deploy.modeling.io import save_tensors
+from swinv2_deploy.training.state import Snapshot, TrainingState
 
 FILE_NAME = "checkpoint.safetensors"
-SCHEMA = 1
+SCHEMA = 2
+UNFINISHED = ".saving"
+"""Folder that a checkpoint is written in; what a killed run left there, the next one removes."""
+
+EARLIER = "earlier."
+"""Begins the names of the last good state, where it is not the state itself."""
+
+NUMBERS = ("epoch", "step", "loss_sum", "history", "rate_factor", "rollbacks")
 
 
-@dataclass(slots=True)
-class TrainingState:
-    """Everything a run needs to go on.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What a checkpoint belongs to.
 
     Attributes:
-        model: The weights being trained.
-        average: Their exponential moving average, by parameter name.
-        optimizer: AdamW over the model's parameters.
-        epoch: Epochs finished.
-        step: Steps finished.
-        history: One record an epoch.
+        spec: The recipe, in plain JSON types.
+        images_sha256: Hash of the training images.
+        teacher_sha256: Hash of the teacher's weights; empty without one.
     """
 
-    model: nn.Module
-    average: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
-    epoch: int
-    step: int
-    history: list[dict[str, Any]]
+    spec: dict[str, Any]
+    images_sha256: str
+    teacher_sha256: str = ""
 
 
-def save_checkpoint(folder: Path, state: TrainingState, spec: dict[str, Any], images_sha256: str) -> None:
+@contextmanager
+def owned(folder: Path, *, writes: bool) -> Iterator[None]:
+    """Be the only run that has its checkpoint in ``folder``; a process that writes nothing needs no lock.
+
+    Raises:
+        ArtifactLocked: When another run has it.
+        TrainingError: When its place cannot be written.
+    """
+    if not writes:
+        with nullcontext():
+            yield
+        return
+    try:
+        with made_parents(folder), locked(folder):
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            yield
+    except ArtifactLocked as error:
+        raise ArtifactLocked(
+            f"Another run has its checkpoint in {folder}; wait for it, or use another --run folder."
+        ) from error
+
+
+def save_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> None:
     """Write the state to ``folder``; a crash at any moment leaves the previous file whole.
 
     Raises:
         TrainingError: When it cannot be written; the previous file stays.
     """
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.items()}
-    for name, parameter in state.model.named_parameters():
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
-    progress = {
-        "schema": SCHEMA,
-        "epoch": state.epoch,
-        "step": state.step,
-        "history": state.history,
-        "spec": spec,
-        "images_sha256": images_sha256,
-    }
-    temporary = folder / f".{FILE_NAME}.tmp"
+    snapshot = state.snapshot
+    progress: dict[str, Any] = {"schema": SCHEMA} | {name: getattr(state, name) for name in NUMBERS}
+    progress |= {"spec": identity.spec, "images_sha256": identity.images_sha256, "teacher_sha256": identity.teacher_sha256}
+    if snapshot is not None and snapshot.step == state.step:
+        tensors = snapshot.tensors
+    else:
+        tensors = {name: value.to("cpu").contiguous().clone() for name, value in state.tensors().items()}
+        if snapshot is not None:
+            tensors |= {f"{EARLIER}{name}": value for name, value in snapshot.tensors.items()}
+            progress |= {"earlier_step": snapshot.step, "earlier_loss_sum": snapshot.loss_sum}
+    temporary = folder / UNFINISHED / FILE_NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        save_tensors(content, temporary, {"run": json.dumps(progress)})
-        flush(temporary)
-        os.replace(temporary, folder / FILE_NAME)
-        flush(folder)
+        try:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(tensors, temporary, {"run": json.dumps(progress)})
+            flush(temporary)
+            os.replace(temporary, folder / FILE_NAME)
+            flush(folder)
+        finally:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"The checkpoint cannot be written to {folder} ({error.strerror}); free some room or use another --run folder. The "
-            "same command goes on from the epoch before."
+            "same command goes on from the epoch before, or from the last checkpoint within this one."
         ) from error
 
 
-def load_checkpoint(folder: Path, state: TrainingState, spec: dict[str, Any], images_sha256: str) -> bool:
+def load_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> bool:
     """Restore the state in place; False when there is no checkpoint.
 
     Raises:
@@ -92,25 +113,26 @@ def load_checkpoint(folder: Path, state: TrainingState, spec: dict[str, Any], im
             progress = json.loads(file.metadata()["run"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         schema, recipe = progress["schema"], progress["spec"]
+        numbers = {name: progress[name] for name in NUMBERS} if schema == SCHEMA else {}
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise TrainingError(f"{path} is damaged ({error}); delete it to start over.") from error
-    if schema != SCHEMA or recipe != json.loads(json.dumps(spec)):
+    if schema != SCHEMA or recipe != json.loads(json.dumps(identity.spec)):
         raise TrainingError(
-            f"{path} belongs to a run with another recipe ({_differences(recipe, spec)}); use another --run folder, or delete it."
+            f"{path} belongs to a run with another recipe ({_differences(recipe, identity.spec)}); use another --run folder, or "
+            "delete it."
         )
-    if progress.get("images_sha256", images_sha256) != images_sha256:
-        raise TrainingError(f"{path} belongs to a run on other images; use another --run folder, or delete it.")
+    for what, name in (("on other images", "images_sha256"), ("with another teacher", "teacher_sha256")):
+        if progress.get(name) != getattr(identity, name):
+            raise TrainingError(f"{path} belongs to a run {what}; use another --run folder, or delete it.")
+    earlier = {name.removeprefix(EARLIER): value for name, value in tensors.items() if name.startswith(EARLIER)}
     try:
-        state.model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        )
-        state.average = {name.removeprefix("average."): value for name, value in tensors.items() if name.startswith("average.")}
-        for name, parameter in state.model.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            state.optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+        state.restore({name: value for name, value in tensors.items() if not name.startswith(EARLIER)})
     except (KeyError, RuntimeError) as error:
         raise TrainingError(f"{path} does not fit this model ({error}); use another --run folder, or delete it.") from error
-    state.epoch, state.step, state.history = progress["epoch"], progress["step"], progress["history"]
+    for name, value in numbers.items():
+        setattr(state, name, value)
+    if earlier:
+        state.snapshot = Snapshot(earlier, progress["earlier_step"], progress["earlier_loss_sum"])
     return True
 
 

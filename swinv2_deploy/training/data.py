@@ -46,32 +46,49 @@ class TrainingImages:
         return overall.hexdigest()
 
     def batches(
-        self, spec: TrainSpec, epoch: int, preprocessing: Preprocessing, num_classes: int
+        self,
+        spec: TrainSpec,
+        epoch: int,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        *,
+        first: int = 0,
+        rows: range | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches of an epoch: images (B, 3, R, R) normalized, targets (B, K) probabilities. The rest is dropped."""
+        """Augmented batches of an epoch: images (B, 3, R, R) normalized, targets (B, K) probabilities. The rest is dropped.
+
+        Args:
+            spec: Recipe; its seed decides order and augmentation.
+            epoch: Counted from 0.
+            preprocessing: Mean and standard deviation of the pixels.
+            num_classes: K.
+            first: Step of the epoch to begin with.
+            rows: Rows of the batch that are wanted, of which B counts only these; None means all. They are what they would be in
+                the whole batch.
+        """
+        rows = range(spec.batch_size) if rows is None else rows
+        # Mixing reads a row's mirror in the batch as well; other rows stay blank.
+        mixed = spec.mixup + spec.cutmix > 0
+        needed = {*rows, *(spec.batch_size - 1 - row for row in rows if mixed)}
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(self))
         resolution = spec.resolution_at(epoch)
         mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
         std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
-        for step in range(self.steps(spec)):
+        for step in range(first, self.steps(spec)):
             chosen = order[step * spec.batch_size : (step + 1) * spec.batch_size]
-            crops = [
-                random_crop_flip(
-                    self.images[index],
-                    resolution,
-                    scale=spec.crop_scale,
-                    generator=np.random.default_rng([spec.seed, epoch, int(index)]),
-                )
-                for index in chosen
-            ]
+            crops = np.zeros((len(chosen), resolution, resolution, 3), np.uint8)
+            for row in needed:
+                generator = np.random.default_rng([spec.seed, epoch, int(chosen[row])])
+                crops[row] = random_crop_flip(self.images[chosen[row]], resolution, scale=spec.crop_scale, generator=generator)
             generator = np.random.default_rng([spec.seed, epoch, len(self) + step])
-            images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+            images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
             images = (jitter_colors(images, spec.color_jitter, generator) - mean) / std
             images = erase_boxes(images, spec.erase, generator)
             smooth = spec.label_smoothing
             targets = torch.full((len(chosen), num_classes), smooth / num_classes)
             targets[torch.arange(len(chosen)), torch.from_numpy(self.classes[chosen])] += 1 - smooth
-            yield mix(images, targets, mixup=spec.mixup, cutmix=spec.cutmix, generator=generator)
+            images, targets = mix(images, targets, mixup=spec.mixup, cutmix=spec.cutmix, generator=generator)
+            yield images[rows.start : rows.stop], targets[rows.start : rows.stop]
 
     def steps(self, spec: TrainSpec) -> int:
         """Whole batches in an epoch, at least one."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from calibration.dataset import ImageFolder
+from reference_model.model import SwinV2Classifier
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, WeightsOrigin, read_artifact, write_artifact, write_json
 from swinv2_deploy.modeling.io import write_model_files
 from swinv2_deploy.training.data import TrainingImages, split_tuning
 from swinv2_deploy.training.loop import TrainResult
+from swinv2_deploy.training.plot import draw_history
 from swinv2_deploy.training.spec import TrainSpec
-from swinv2_deploy.training.start import Start
+from swinv2_deploy.training.start import MANIFEST, Start
 
-MANIFEST = "training_manifest.json"
+PICTURE = "history.svg"
 ROOM_FOR_CROPS = 1.25
 """Images are kept in memory at this many times the largest training resolution."""
 
@@ -34,9 +36,15 @@ def split_images(images: ImageFolder, spec: TrainSpec) -> tuple[TrainingImages, 
 
 
 def finish(
-    result: TrainResult, start: Start, spec: TrainSpec, images: ImageFolder, path: Path, *, force: bool = False
+    result: TrainResult[SwinV2Classifier],
+    start: Start,
+    spec: TrainSpec,
+    images: ImageFolder,
+    path: Path,
+    *,
+    force: bool = False,
 ) -> ModelArtifact:
-    """Write the trained model with its history and the hashes of every image it may have seen.
+    """Write the trained model with its history, drawn where matplotlib is there, and the hashes of every image it may have seen.
 
     Raises:
         ArtifactError: When the folder cannot be written.
@@ -52,5 +60,6 @@ def finish(
     with write_artifact(path, lineage, force=force) as folder:
         write_model_files(folder, result.model, start.preprocessing)
         write_json(folder / "history.json", result.history)
-        write_json(folder / MANIFEST, {"files": dict(manifest.files)})
+        draw_history(result.history, folder / PICTURE)
+        write_json(folder / MANIFEST, {"files": start.seen | dict(manifest.files)})
     return read_artifact(path)

@@ -2,150 +2,173 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from accelerate import Accelerator
+from torch import nn
 
-from reference_model.model import SwinV2Classifier
+from reference_model.memory import limit_memory
+from reference_model.model import part_of_batch
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.errors import SpecError, TrainingError
-from swinv2_deploy.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from swinv2_deploy.training.accuracy import share_right
+from swinv2_deploy.training.checkpoint import Identity, load_checkpoint, owned, save_checkpoint
 from swinv2_deploy.training.data import TrainingImages
-from swinv2_deploy.training.schedule import learning_rate, parameter_groups
+from swinv2_deploy.training.distill import check_teacher, fingerprint
+from swinv2_deploy.training.epochs import Report, Run
+from swinv2_deploy.training.processes import join_processes, mean_over, rows_of
+from swinv2_deploy.training.schedule import parameter_groups
 from swinv2_deploy.training.spec import TrainSpec
+from swinv2_deploy.training.state import TrainingState
+from swinv2_deploy.training.step import Stepper
 
-Report = Callable[[dict[str, Any]], None]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
-class TrainResult:
+class TrainResult(Generic[Model]):
     """What a run leaves behind.
 
     Attributes:
-        model: The trained model (averaged weights when the recipe averages), in eval mode.
-        history: One record an epoch: loss, tuning accuracy when measured, learning rate, images/s.
+        model: Copy of the trained model (averaged parameters when the recipe averages), in eval mode, on the CPU.
+        history: One record an epoch: loss, tuning accuracy when measured, learning rate, images/s, and rollbacks where there were.
     """
 
-    model: SwinV2Classifier
+    model: Model
     history: list[dict[str, Any]]
 
 
 def train(
-    model: SwinV2Classifier,
+    model: Model,
     spec: TrainSpec,
     *,
     training: TrainingImages,
     tuning: TrainingImages | None,
     preprocessing: Preprocessing,
     folder: Path,
+    num_classes: int | None = None,
+    teacher: nn.Module | None = None,
     report: Report | None = None,
+    stop: Callable[[], int] | None = None,
     measure_every: int = 5,
-) -> TrainResult:
-    """Train in place, with a checkpoint in ``folder`` after every epoch; goes on from one that is there.
+) -> TrainResult[Model]:
+    """Train in place, with a checkpoint in ``folder`` at the end of every epoch and as often between as the recipe says.
+
+    A checkpoint found there is gone on from, to the bit as if nothing had happened. Under a launcher such as torchrun, every
+    process calls this with the same arguments; each takes its rows of the same batches, and the first one writes and reports.
 
     Args:
-        model: Classifier to train.
+        model: Any module whose call maps images (B, 3, R, R) to logits (B, K). The checkpoint keeps its whole state, buffers too.
         spec: Recipe.
         training: Images trained on.
         tuning: Images accuracy is watched on, or None.
         preprocessing: Recipe the tuning images (and later users) go through.
         folder: Where the checkpoint lives.
-        report: Called after every step and epoch with the figures of that moment.
-        measure_every: Epochs between two looks at the tuning images.
+        num_classes: K; None reads it from ``model.config``.
+        teacher: FP32 model to learn from, put into eval mode; needed when the recipe distills.
+        report: Called after every step, epoch and rollback with the figures of that moment, and first with the number of processes.
+        stop: Asked after every step; another answer than 0, the number of a signal, ends the run with a checkpoint.
+        measure_every: Epochs between looks at the tuning images.
 
     Raises:
-        TrainingError: When the loss stops being finite, or the checkpoint belongs to another run.
+        SpecError: When there are fewer training images than a batch, or the recipe does not fit model, teacher or processes.
+        TrainingError: When loss or gradient stay without a finite value, or the checkpoint cannot be used or written.
+        TrainingStopped: When ``stop`` asked for it.
+        ArtifactLocked: When another run has its checkpoint in ``folder``.
     """
     if len(training) < spec.batch_size:
-        raise SpecError(f"{len(training)} training images do not fill a batch of {spec.batch_size}; lower the batch size.")
-    optimizer = torch.optim.AdamW(parameter_groups(model, spec.weight_decay), lr=spec.learning_rate)
-    average = {name: value.detach().clone() for name, value in model.named_parameters()}
-    state = TrainingState(model=model, average=average, optimizer=optimizer, epoch=0, step=0, history=[])
-    load_checkpoint(folder, state, spec.to_dict(), training.sha256)
-    steps = training.steps(spec)
-    for epoch in range(state.epoch, spec.epochs):
-        started = time.perf_counter()
-        losses = []
-        model.train()
-        for images, targets in training.batches(spec, epoch, preprocessing, model.config.num_classes):
-            rate = learning_rate(
-                state.step,
-                steps=steps * spec.epochs,
-                warmup=round(steps * spec.warmup_epochs),
-                peak=spec.learning_rate,
-                final=spec.final_learning_rate,
-            )
-            losses.append(_step(state, images, targets, spec, rate))
-            if report:
-                report({"epoch": epoch, "step": state.step, "steps": steps * spec.epochs, "loss": losses[-1]})
-        seconds = time.perf_counter() - started
-        state.epoch = epoch + 1
-        record: dict[str, Any] = {
-            "epoch": state.epoch,
-            "resolution_px": spec.resolution_at(epoch),
-            "loss": float(np.mean(losses)),
-            "learning_rate": rate,
-            "images_per_s": len(losses) * spec.batch_size / seconds,
-        }
-        if tuning is not None and len(tuning) and (state.epoch % measure_every == 0 or state.epoch == spec.epochs):
-            record["tune_top1"] = accuracy(_averaged(state, spec), tuning, preprocessing)
-        state.history.append(record)
-        save_checkpoint(folder, state, spec.to_dict(), training.sha256)
-        if report:
-            report(record)
-    return TrainResult(model=_averaged(state, spec), history=state.history)
+        raise SpecError(
+            f"{len(training)} training images do not fill a batch of {spec.batch_size}; use a smaller --batch-size."
+        )
+    check_teacher(model, teacher, spec)
+    classes = _classes_of(model) if num_classes is None else num_classes
+    groups = parameter_groups(model, spec.weight_decay, spec.layer_decay)
+    accelerator = join_processes(spec)
+    rows = rows_of(accelerator, spec)
+    main = accelerator.is_main_process
+    identity = Identity(spec=spec.to_dict(), images_sha256=training.sha256, teacher_sha256=fingerprint(teacher))
+    with owned(folder, writes=main), _prepared(model, spec):
+        model.to(accelerator.device)
+        optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate)
+        average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        state = TrainingState(model=model, average=average, optimizer=optimizer)
+        load_checkpoint(folder, state, identity)
+        _same_everywhere(accelerator, state, folder)
+        if state.snapshot is None and spec.max_rollbacks:
+            state.remember()
+        run = Run(
+            spec=spec,
+            state=state,
+            stepper=Stepper(
+                spec=spec,
+                accelerator=accelerator,
+                parallel=accelerator.prepare_model(model) if accelerator.num_processes > 1 else model,
+                teacher=None if teacher is None else teacher.to(accelerator.device).eval(),
+                rows=rows,
+            ),
+            training=training,
+            preprocessing=preprocessing,
+            classes=classes,
+            save=lambda: save_checkpoint(folder, state, identity) if main else None,
+            report=(report if main else None) or (lambda _: None),
+            stop=stop or (lambda: 0),
+        )
+        if state.epoch < spec.epochs:
+            run.report({"processes": accelerator.num_processes, "step": state.step, "device": str(accelerator.device)})
+        while state.epoch < spec.epochs:
+            record = run.epoch()
+            if tuning is not None and len(tuning) and (record["epoch"] % measure_every == 0 or record["epoch"] == spec.epochs):
+                record["tune_top1"] = share_right(_result(state, spec), tuning, preprocessing, accelerator)
+            run.close_epoch(record)
+        accelerator.wait_for_everyone()
+        return TrainResult(model=_result(state, spec).cpu(), history=state.history)
 
 
-def accuracy(model: SwinV2Classifier, images: TrainingImages, preprocessing: Preprocessing, batch_size: int = 64) -> float:
-    """Share of images whose largest logit is their class, in [0, 1]."""
-    model.eval()
-    right = 0
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            pixels = np.stack([preprocessing(image) for image in images.images[start : start + batch_size]])
-            predicted = model(torch.from_numpy(pixels)).argmax(dim=1).numpy()
-            right += int((predicted == images.classes[start : start + batch_size]).sum())
-    return right / max(1, len(images))
+@contextmanager
+def _prepared(model: nn.Module, spec: TrainSpec) -> Iterator[None]:
+    """Set what the recipe says about memory while the block runs; afterwards the model computes as a fresh one would."""
+    limited = spec.checkpoint_blocks or spec.window_chunk > 0
+    if limited:
+        limit_memory(model, checkpoint_blocks=spec.checkpoint_blocks, window_chunk=spec.window_chunk)
+    try:
+        yield
+    finally:
+        if limited:
+            limit_memory(model)
+        part_of_batch(model, None)
 
 
-def _step(state: TrainingState, images: Tensor, targets: Tensor, spec: TrainSpec, rate: float) -> float:
-    # Stochastic depth draws from the global generator: seeding it by step makes a resumed run draw the same.
-    torch.manual_seed(spec.seed * 1_000_003 + state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-        logits = state.model(images)
-    loss = F.cross_entropy(logits.float(), targets)
-    value = loss.item()
-    if not np.isfinite(value):
-        raise TrainingError(f"The loss is {value} at step {state.step}; lower the learning rate, or use --precision fp32.")
-    state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm)
-    state.optimizer.step()
-    state.step += 1
-    _update_average(state, spec.ema_decay)
-    return value
-
-
-@torch.no_grad()
-def _update_average(state: TrainingState, decay: float) -> None:
-    # Early on the plain mean of the steps so far is better than a long memory of the initialization.
-    decay = min(decay, state.step / (state.step + 10))
-    for name, parameter in state.model.named_parameters():
-        state.average[name].lerp_(parameter, 1 - decay)
-
-
-def _averaged(state: TrainingState, spec: TrainSpec) -> SwinV2Classifier:
-    if not isinstance(state.model, SwinV2Classifier):
-        raise TrainingError("Only a classifier can be trained on class labels.")
-    model = SwinV2Classifier(state.model.config)
-    model.load_state_dict(state.model.state_dict() if spec.ema_decay == 0 else state.model.state_dict() | state.average)
+def _result(state: TrainingState, spec: TrainSpec) -> Any:
+    """Copy of the model with the parameters a user gets, in eval mode."""
+    model = deepcopy(state.model)
+    part_of_batch(model, None)
+    if spec.checkpoint_blocks or spec.window_chunk:
+        limit_memory(model)
+    if spec.ema_decay > 0:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state.average[name])
     return model.eval()
+
+
+def _classes_of(model: nn.Module) -> int:
+    count = getattr(getattr(model, "config", None), "num_classes", 0)
+    if not isinstance(count, int) or count < 1:
+        raise SpecError(f"{type(model).__name__} does not tell how many classes it has; give num_classes.")
+    return count
+
+
+def _same_everywhere(accelerator: Accelerator, state: TrainingState, folder: Path) -> None:
+    """Refuse to start where only some of the processes found the checkpoint."""
+    [mean] = mean_over(accelerator, float(state.step))
+    if mean != state.step:
+        raise TrainingError(
+            f"This process starts at step {state.step} and the others do not, as they see other checkpoints in {folder}; put the "
+            "--run folder on a disk that all machines share."
+        )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
 from swinv2_deploy.errors import SpecError
@@ -31,10 +32,12 @@ class TrainSpec:
     Attributes:
         epochs: Passes over the training images.
         phases: Resolutions in order; their shares add up to 1.
-        batch_size: Images a step.
+        batch_size: Images an optimizer step, over all processes and parts.
+        accumulate: Parts each process cuts its share of the batch into, whose gradients are summed: the same step in less memory.
         learning_rate: Peak of the cosine schedule.
         final_learning_rate: Its end.
         warmup_epochs: Epochs of linear warm-up from zero.
+        layer_decay: Factor between the learning rates of a block and the one above it, in (0, 1]; 1 gives all the same.
         weight_decay: Decoupled decay of matrices; vectors, gains and the position-bias MLP have none.
         label_smoothing: Mass spread over all classes.
         mixup: Probability that a batch is mixed pixel by pixel.
@@ -45,6 +48,15 @@ class TrainSpec:
         drop_path: Stochastic depth of the last block.
         ema_decay: Decay a step of the averaged weights that are kept; 0 keeps the raw weights.
         clip_norm: Largest global gradient norm.
+        distill_weight: Share of the loss that follows the teacher's logits instead of the labels, in [0, 1]; 0 needs no teacher.
+        temperature: Divides both models' logits before they are compared.
+        feature_weight: Weight of the difference from the teacher's stages, added to the loss; 0 leaves them out.
+        max_rollbacks: How often a run goes back to its last good state when loss or gradient is no finite number.
+        rollback_factor: What the learning rate is multiplied by each time.
+        checkpoint_every: Steps between checkpoints within an epoch, and between the states a run can go back to; 0 keeps only the
+            ends of epochs.
+        checkpoint_blocks: Recompute blocks for the gradient instead of keeping what is inside them.
+        window_chunk: Windows attended to at a time; 0 takes all.
         precision: ``bf16`` runs matrix products in bfloat16, attention logits in float32.
         tune_share: Share of the training images, chosen by content hash, set aside to watch accuracy and never trained on.
         seed: Seeds order, augmentation, initialization and stochastic depth.
@@ -66,6 +78,16 @@ class TrainSpec:
     drop_path: float = 0.1
     ema_decay: float = 0.998
     clip_norm: float = 5.0
+    accumulate: int = 1
+    layer_decay: float = 1.0
+    distill_weight: float = 0.0
+    temperature: float = 2.0
+    feature_weight: float = 0.0
+    max_rollbacks: int = 3
+    rollback_factor: float = 0.5
+    checkpoint_every: int = 0
+    checkpoint_blocks: bool = False
+    window_chunk: int = 0
     precision: Precision = "fp32"
     tune_share: float = 0.05
     seed: int = 0
@@ -81,6 +103,20 @@ class TrainSpec:
         for name in shares:
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; expected a number in [0, 1).")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise SpecError(
+                f"accumulate is {self.accumulate}; expected a number of equal parts of a batch of {self.batch_size} images."
+            )
+        for name in ("max_rollbacks", "checkpoint_every", "window_chunk"):
+            if getattr(self, name) < 0:
+                raise SpecError(f"{name} is {getattr(self, name)}; expected a whole number from 0.")
+        for name in ("layer_decay", "rollback_factor"):
+            if not 0 < getattr(self, name) <= 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; expected a number in (0, 1].")
+        if not 0 <= self.distill_weight <= 1:
+            raise SpecError(f"distill_weight is {self.distill_weight}; expected a share of the loss, in [0, 1].")
+        if not 0 < self.temperature < math.inf:
+            raise SpecError(f"temperature is {self.temperature}; expected a positive number.")
         if self.mixup + self.cutmix > 1:
             raise SpecError(
                 f"mixup {self.mixup} and cutmix {self.cutmix} are probabilities of one choice; their sum is above 1."
@@ -94,7 +130,7 @@ class TrainSpec:
             )
         if not 0 < self.clip_norm < math.inf:
             raise SpecError(f"clip_norm is {self.clip_norm}; expected a positive number.")
-        for name in ("warmup_epochs", "weight_decay"):
+        for name in ("warmup_epochs", "weight_decay", "feature_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SpecError(f"{name} is {getattr(self, name)}; expected a number from 0.")
         if self.seed < 0:
@@ -111,9 +147,28 @@ class TrainSpec:
                 return phase.resolution
         return self.phases[-1].resolution
 
+    @property
+    def distills(self) -> bool:
+        """Whether the loss asks a teacher."""
+        return self.distill_weight > 0 or self.feature_weight > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> TrainSpec:
+        """A recipe as a lineage holds it. What an older version did not know yet has its default, which leaves it out.
+
+        Raises:
+            SpecError: When a setting is unknown or the recipe makes no sense.
+        """
+        unknown = sorted(set(content) - {field.name for field in fields(cls)})
+        if unknown:
+            raise SpecError(
+                f"The recipe has settings {unknown} that this version does not know; use the version that wrote it."
+            )
+        return cls(**{**content, "phases": tuple(Phase(**phase) for phase in content["phases"])})
 
 
 def parse_phases(text: str) -> tuple[Phase, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,9 +12,12 @@ from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2Classifier, encoder_parameters, initialize
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import find_variant
-from swinv2_deploy.errors import SpecError
+from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling.request import SourceRequest
-from swinv2_deploy.modeling.source import resolve
+from swinv2_deploy.modeling.source import Source, resolve
+
+MANIFEST = "training_manifest.json"
+"""File of an artifact that names every image its weights may have seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +30,7 @@ class Start:
         name: Good name for the artifact.
         description: What is trained, in words.
         parent: Name and lineage hash of the artifact the weights came from; empty otherwise.
+        seen: Name to sha256 of every image that artifact was trained on.
     """
 
     model: SwinV2Classifier
@@ -33,6 +38,7 @@ class Start:
     name: str
     description: str
     parent: dict[str, str]
+    seen: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) -> Start:
@@ -43,6 +49,7 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
 
     Raises:
         SpecError: When the images have no classes.
+        ArtifactError: When the artifact that the weights come from does not say what they were trained on.
     """
     # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
     # Threads take the setting over when they are made, so it is set before the first of them is.
@@ -74,7 +81,46 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
         name=f"{source.name}-tuned",
         description=f"{source.name} with {head}",
         parent=dict(source.parent),
+        seen=_seen_by(source),
     )
+
+
+def load_teacher(request: SourceRequest, start: Start) -> SwinV2Classifier:
+    """The model to learn from.
+
+    Raises:
+        SpecError: When it is no trained classifier of the same classes that sees pixels normalized in the same way.
+    """
+    source = resolve(request)
+    teacher, config = source.model, source.model.config
+    if not isinstance(teacher, SwinV2Classifier) or not source.origin.trained:
+        kind = config.task if source.origin.trained else "untrained"
+        raise SpecError(f"The teacher {source.name} is {kind}; expected a trained classifier.")
+    if config.num_classes != start.model.config.num_classes or (config.labels and config.labels != start.model.config.labels):
+        raise SpecError(
+            f"The teacher {source.name} knows {config.num_classes} classes {list(config.labels[:4])}..., and the images have "
+            f"{start.model.config.num_classes}, {list(start.model.config.labels[:4])}...; expected the same, in order."
+        )
+    own, theirs = start.preprocessing, source.preprocessing
+    if (own.mean, own.std) != (theirs.mean, theirs.std):
+        raise SpecError(
+            f"The teacher {source.name} normalizes by mean {theirs.mean} and deviation {theirs.std}, the model by {own.mean} and "
+            f"{own.std}; expected the same, since both see the same pixels."
+        )
+    return teacher
+
+
+def _seen_by(source: Source) -> dict[str, str]:
+    """Images in the training manifest of the artifact a model was read from, under names that no other image has."""
+    artifact = source.artifact
+    if artifact is None or MANIFEST not in artifact.lineage.files:
+        return {}
+    path = artifact.file(MANIFEST)
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {f"{artifact.path.name}@{artifact.sha256[:8]}/{name}": str(digest) for name, digest in files.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(f"{path} does not say which images were used ({error}); make the artifact again.") from error
 
 
 def _classifier(config: SwinV2Config, classes: tuple[str, ...], drop_path: float) -> SwinV2Config:

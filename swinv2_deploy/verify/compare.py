@@ -17,7 +17,9 @@ from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
 from swinv2_deploy.runtime import FileRunner, Runner, TorchRunner, masks_for
 from swinv2_deploy.runtime.load import preprocessing_for
+from swinv2_deploy.runtime.runner import Takes
 from swinv2_deploy.verify.candidates import BASELINE, back_end_notices, back_end_versions, load_candidate, load_candidates
+from swinv2_deploy.verify.from_images import PhotographSession
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
@@ -52,13 +54,15 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             "use --allow-untrained to check that the files compute the same."
         )
     runners = load_candidates(artifact, spec)
-    sizes = _sweep(runners, artifact, spec)
+    pixels = _taking("pixel_values", runners)
+    sizes = _sweep(pixels, artifact, spec)
     images = choose_images(artifact, spec)
     session = _Session(artifact, spec, runners, images, progress)
-    meters = session.compare()
-    sweep = session.sweep(sizes)
-    slots = session.slots()
-    latencies = session.latencies()
+    whole = session.on_photographs()
+    meters = session.compare() | whole.compare(session.classes)
+    sweep = session.sweep(sizes) | whole.sweep()
+    slots = session.slots() | whole.slots()
+    latencies = session.latencies(whole.timed())
     trained = artifact.lineage.weights.trained
     candidates = []
     for name, runner in runners.items():
@@ -71,7 +75,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             nonfinite=nonfinite,
             sweep=sweep[name],
             slots=slots[name],
-            noise=session.noise,
+            noise=whole.noise_of(runner) if name in whole.runners else session.noise,
             trained=trained,
         )
         file = runner.path.relative_to(artifact.path).as_posix()
@@ -79,6 +83,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         candidates.append(
             CandidateReport(
                 name=runner.name,
+                takes=runner.facts.takes,
                 back_end=runner.back_end,
                 file=file,
                 sha256=artifact.lineage.files[file],
@@ -108,7 +113,12 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         skipped=tuple(images.skipped),
         excluded=images.excluded,
         noise=session.noise,
-        notices=tuple(images.notices + _notices(runners, sizes, artifact, spec) + back_end_notices(runners, artifact, spec)),
+        notices=tuple(
+            images.notices
+            + _notices(pixels, sizes, artifact, spec)
+            + whole.notices()
+            + back_end_notices(runners, artifact, spec)
+        ),
         spec=spec.to_dict(),
         tolerances={precision: asdict(limits) for precision, limits in spec.tolerances.items()},
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -119,7 +129,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
 
 
 class _Session:
-    """What the parts of one verification share."""
+    """What the parts of one verification share, and the parts for files that take pixels."""
 
     def __init__(
         self,
@@ -129,14 +139,17 @@ class _Session:
         images: VerifyImages,
         progress: Progress,
     ) -> None:
-        # Files of one size each are given the photographs at that size.
-        self.groups: dict[Preprocessing, dict[str, FileRunner]] = {}
-        for name, runner in runners.items():
-            self.groups.setdefault(preprocessing_for(artifact.preprocessing, runner.resolutions), {})[name] = runner
-        self.preprocessing = next(iter(self.groups))
+        self.own_preprocessing = artifact.preprocessing
+        recipes = {name: preprocessing_for(artifact.preprocessing, runner.resolutions) for name, runner in runners.items()}
+        self.preprocessing = next(iter(recipes.values()))
         self.config = artifact.config
         self.spec = spec
-        self.runners = runners
+        self.runners = _taking("pixel_values", runners)
+        self.photograph_runners = _taking("images", runners)
+        # Files of one size each are given the photographs at that size.
+        self.groups: dict[Preprocessing, dict[str, FileRunner]] = {}
+        for name, runner in self.runners.items():
+            self.groups.setdefault(recipes[name], {})[name] = runner
         self.images = images
         self.progress = progress
         self.photo = _first_photo(images)
@@ -145,7 +158,8 @@ class _Session:
         masks = masks_for(model.config)
         self.reference: Runner = TorchRunner(model, threads=spec.threads, masks=masks)
         exact = TorchRunner(model, threads=spec.threads, double=True, masks=masks)
-        probes = [probe_images(self.photo, group, group.size, spec.seed) for group in self.groups]
+        different = dict.fromkeys(recipes.values())
+        probes = [probe_images(self.photo, recipe, recipe.size, spec.seed) for recipe in different]
         noises = [rounding_noise(self.reference, exact, probe) for probe in probes]
         self.noise = {name: max(noise[name] for noise in noises) for name in noises[0]}
         if not all(np.isfinite(value) for value in self.noise.values()):
@@ -156,11 +170,30 @@ class _Session:
         if self.baseline is None and BASELINE in artifact.onnx_files:
             self.baseline = load_candidate(artifact, BASELINE, spec.back_ends[0], spec)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of a classifier's classes."""
+        return _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+
+    def on_photographs(self) -> PhotographSession:
+        """The same for candidates that take photographs."""
+        return PhotographSession(
+            runners=self.photograph_runners,
+            reference=self.reference,
+            preprocessing=self.own_preprocessing,
+            images=self.images,
+            photo=self.photo,
+            noise=self.noise,
+            spec=self.spec,
+            progress=self.progress,
+        )
+
     def compare(self) -> dict[str, DriftMeter]:
         """Every candidate on every photograph, at the native size."""
-        classes = _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+        if not self.runners:
+            return {}
         meters = {
-            name: DriftMeter(classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
+            name: DriftMeter(self.classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
             for name, runner in self.runners.items()
         }
         done, total = 0, len(self.images) * len(self.groups)
@@ -203,28 +236,39 @@ class _Session:
         self.progress("Checking every row of batches", len(self.runners), len(self.runners))
         return found
 
-    def latencies(self) -> dict[str, tuple[Latency, ...]]:
-        """Every candidate against the baseline, one image and a batch; empty when there is no baseline or no time for it."""
+    def latencies(self, others: dict[str, Runner]) -> dict[str, tuple[Latency, ...]]:
+        """Every candidate, and others, against the baseline, one image and a batch; empty without a baseline or time for it."""
         if self.baseline is None or self.spec.latency_seconds == 0:
             return {}
         found: dict[str, list[Latency]] = {}
-        groups = [item for item in self.groups.items() if self.baseline.resolutions.refusal(*item[0].size) is None]
+        together: dict[Preprocessing, dict[str, Runner]] = {
+            # An emulation tells nothing about speed.
+            preprocessing: {name: runner for name, runner in group.items() if not runner.emulated}
+            for preprocessing, group in self.groups.items()
+        }
+        together.setdefault(self.own_preprocessing, {}).update(others)
+        groups = [item for item in together.items() if item[1] and self.baseline.resolutions.refusal(*item[0].size) is None]
         batches = sorted({1, self.spec.batch_size})
         turns = [(preprocessing, group, batch) for preprocessing, group in groups for batch in batches]
         for done, (preprocessing, group, batch) in enumerate(turns):
             self.progress("Timing", done, len(turns))
             images = np.repeat(preprocessing(self.photo)[None], batch, axis=0)
-            # An emulation tells nothing about speed.
-            own = {name: runner for name, runner in group.items() if not runner.emulated}
-            timed: dict[str, Runner] = {BASELINE: self.baseline, **own}
+            timed: dict[str, Runner] = {BASELINE: self.baseline, **group}
             times = interleaved_latency(timed, BASELINE, images, self.spec.latency_seconds / len(turns))
-            for name in own:
+            for name in group:
                 found.setdefault(name, []).append(times[name])
         self.progress("Timing", len(turns), len(turns))
         return {name: tuple(times) for name, times in found.items()}
 
 
+def _taking(takes: Takes, runners: dict[str, FileRunner]) -> dict[str, FileRunner]:
+    """Those whose files have that input."""
+    return {name: runner for name, runner in runners.items() if runner.facts.takes == takes}
+
+
 def _sweep(runners: dict[str, FileRunner], artifact: ModelArtifact, spec: VerifySpec) -> list[Size]:
+    if not runners:
+        return []
     for size in spec.sizes:
         reasons = {runner.name: runner.resolutions.refusal(*size) for runner in runners.values()}
         if all(reasons.values()):
@@ -242,9 +286,8 @@ def _sweep(runners: dict[str, FileRunner], artifact: ModelArtifact, spec: Verify
 
 def _notices(runners: dict[str, FileRunner], sizes: list[Size], artifact: ModelArtifact, spec: VerifySpec) -> list[str]:
     notices = []
-    first = next(iter(runners.values()))
-    largest = first.resolutions.max
-    if not spec.sizes and sizes[-1] != largest:
+    largest = next((runner.resolutions.max for runner in runners.values()), None)
+    if largest is not None and not spec.sizes and sizes[-1] != largest:
         tried, full = ("x".join(map(str, size)) for size in (sizes[-1], largest))
         notices.append(f"The sweep went up to {tried} px; the files accept up to {full}. Use --sizes to try more.")
     trained = "x".join(map(str, artifact.preprocessing.size))

@@ -30,7 +30,7 @@ def judge(
         nonfinite: Images with NaN or infinity.
         sweep: Drift by size.
         slots: Independence of the batch.
-        noise: The reference's own rounding noise by output.
+        noise: Noise of the reference by output: what float32 rounding moves or, for photographs, a few pixels by one gray level.
         trained: Whether agreement and accuracy mean anything.
     """
     checks = [_finite(nonfinite)]
@@ -59,7 +59,7 @@ def _absolute_limit(tolerances: Tolerances, noise: float) -> tuple[float, str]:
     limit = tolerances.max_abs or 0.0
     if floor <= limit:
         return limit, f"{limit:.1e}"
-    return floor, f"{floor:.1e} = {tolerances.noise_factor:g} x the float32 noise of the reference"
+    return floor, f"{floor:.1e} = {tolerances.noise_factor:g} x the noise of the reference"
 
 
 def _finite(nonfinite: Sequence[str]) -> Check:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.dataset import ImageFolder, Manifest, overlap
 from calibration.errors import CalibrationError
@@ -81,12 +82,10 @@ class VerifyImages:
         self.skipped.clear()
         names: list[str] = []
         arrays: list[Array] = []
-        found = False
         for name, result in self._decoded(preprocessing, 2 * batch_size):
             if isinstance(result, str):
                 self.skipped.append(Skipped(name, result))
                 continue
-            found = True
             names.append(name)
             arrays.append(result)
             if len(names) == batch_size:
@@ -94,7 +93,26 @@ class VerifyImages:
                 names, arrays = [], []
         if names:
             yield self._batch(names, arrays)
-        if not found:
+        self._require_one(len(self.folder) - len(self.skipped))
+
+    def photographs(self) -> Iterator[tuple[str, int | None, NDArray[np.uint8]]]:
+        """Name, class index or None, and the decoded photograph (H, W, 3) of every image; damaged ones as in :meth:`batches`.
+
+        Raises:
+            ArtifactError: When not one image can be decoded.
+        """
+        self.skipped.clear()
+        for name, path in zip(self.folder.names, self.folder.paths, strict=True):
+            try:
+                photo = read_image(path)
+            except ImageError as error:
+                self.skipped.append(Skipped(name, str(error)))
+                continue
+            yield name, self.labels.get(name), photo
+        self._require_one(len(self.folder) - len(self.skipped))
+
+    def _require_one(self, count: int) -> None:
+        if count == 0:
             first = self.skipped[0]
             raise ArtifactError(
                 f"None of the {len(self.folder)} images of {self.folder.root} can be used; the first: {first.reason} "

@@ -105,6 +105,7 @@ class CandidateReport:
 
     Attributes:
         name: File name without suffix.
+        takes: Its input: ``pixel_values``, or ``images`` as they are decoded.
         back_end: Library that ran it.
         file: Path inside the artifact.
         sha256: Its hash.
@@ -123,6 +124,7 @@ class CandidateReport:
     """
 
     name: str
+    takes: str
     back_end: str
     file: str
     sha256: str

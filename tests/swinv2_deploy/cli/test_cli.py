@@ -132,6 +132,26 @@ def test_a_published_model_without_network_warns_loudly(run: Run, mini: Variant,
     assert "Next: swinv2-deploy verify --allow-untrained\n" in quantized.stdout
 
 
+def test_preprocessing_goes_into_a_second_file(run: Run, bundled: ModelArtifact, photos: Path, fresh_folder: Path) -> None:
+    """Which is told, quantized, verified and proved again beside the first."""
+    result = run("export", "--bake-preprocessing", "--precision", "fp16", "--max-res", "64")
+
+    assert 0 == result.exit_code, result.output
+    assert "and model_from_images.onnx, in fp32: takes photographs of any size" in result.stdout
+    assert "takes photographs, equals the reference model at 5 sizes of them within" in " ".join(result.stdout.split())
+    assert (fresh_folder / "artifacts/tiny/onnx/model_from_images.onnx").is_file()
+    quantized = run("quantize", "--data", photos, "--images", "7", "--uint8", "never")
+    assert 0 == quantized.exit_code, quantized.output
+    assert "model_int8_from_images.onnx" in quantized.stdout
+    proved = run("export", "--prove", "--model", "artifacts/tiny-int8")
+    assert 0 == proved.exit_code, proved.output
+    words = " ".join(proved.output.split())
+    assert "model_from_images, model_int8_from_images: at sizes of photographs, which are the same for every grid" in words
+    verified = run("verify", "--data", photos, "--exclude-overlap", "--candidate", "model_from_images", "--sizes", "50x70")
+    assert 0 == verified.exit_code, verified.output
+    assert "1 of photographs" in verified.stdout
+
+
 def test_the_name_says_what_is_special(run: Run, bundled: ModelArtifact, fresh_folder: Path) -> None:
     """Task and form are part of it, so that two exports of one model do not collide."""
     for options in ((), ("--static",), ("--task", "encoder"), ("--task", "backbone", "--out-features", "stem,stage2")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,26 @@ def test_a_terminal_gets_a_bar(own: ModelArtifact, photos: Path, monkeypatch: py
 
     assert 0 == result.exit_code
     assert "PASS" in result.output
+
+
+def test_two_libraries_are_named_with_a_comma(run: Callable[..., Result], own: ModelArtifact, photos: Path) -> None:
+    result = run("--model", own.path, "--data", photos, "--runner", "onnxruntime,openvino", "--limit", 7)
+
+    assert 0 == result.exit_code, result.output
+    assert "PASS: model.onnx, model.onnx in OpenVINO" in result.output
+    assert 2 == run("--model", own.path, "--data", photos, "--runner", "tflite").exit_code
+
+
+def test_a_library_that_is_not_installed_ends_with_4(
+    run: Callable[..., Result], own: ModelArtifact, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, with the command that installs it."""
+    from swinv2_deploy.runtime import openvino_runner
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino_runner._core.cache_clear()
+    result = run("--model", own.path, "--data", photos, "--runner", "openvino")
+    openvino_runner._core.cache_clear()
+
+    assert 4 == result.exit_code
+    assert "pip install 'swinv2-deploy[openvino]'" in " ".join(result.stderr.split())

@@ -303,5 +303,6 @@ def test_the_picture_names_every_site_and_is_the_same_each_time(quantized: Model
     assert text.encode() == quantized.file("calibration.svg").read_bytes()
     for name in quantization_sites(quantized.config):
         _, stage, *rest = name.split(".")
-        assert f">{stage}.{rest[1]} {rest[2]}.{rest[3]}<" in text or f">{stage} {'.'.join(rest)}<" in text
+        title = f"{stage}.{rest[1]} {'.'.join(rest[2:])}" if rest[0] == "blocks" else f"{stage} {'.'.join(rest)}"
+        assert f">{title}<" in text
         assert f">{table.sites[name].amax:.3g}, {table.sites[name].clipped:.3%}<" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from reference_model.model import SwinV2
 from reference_model.preprocessing import ImageError, Preprocessing
@@ -19,7 +21,7 @@ from swinv2_deploy.errors import SpecError
 from swinv2_deploy.training import Phase, TrainSpec
 from swinv2_deploy.training.augment import erase_boxes, jitter_colors, mix, random_crop_flip
 from swinv2_deploy.training.data import TrainingImages, split_tuning
-from swinv2_deploy.training.schedule import learning_rate, parameter_groups
+from swinv2_deploy.training.schedule import learning_rate, number_layers, parameter_groups
 from swinv2_deploy.training.spec import parse_phases
 
 PHASES = (Phase(resolution=32, share=1.0),)
@@ -57,6 +59,17 @@ def generator(seed: int = 0) -> np.random.Generator:
         ({"weight_decay": NAN}, "weight_decay is nan"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0"),
         ({"seed": -1}, "seed is -1"),
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"accumulate": 3}, "equal parts of a batch of 64"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1"),
+        ({"rollback_factor": NAN}, "rollback_factor is nan"),
+        ({"max_rollbacks": -1}, "max_rollbacks is -1"),
+        ({"checkpoint_every": -1}, "checkpoint_every is -1"),
+        ({"window_chunk": -1}, "window_chunk is -1"),
+        ({"distill_weight": 1.1}, "distill_weight is 1.1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"feature_weight": NAN}, "feature_weight is nan"),
         ({"precision": "fp16"}, "expected 'fp32' or 'bf16'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -70,6 +83,29 @@ def test_recipes_that_make_no_sense_are_refused(values: dict[str, Any], words: s
 def test_every_recipe_without_surprises_is_accepted() -> None:
     """A single epoch with the default warm-up, which is longer, too."""
     assert TrainSpec(phases=PHASES, epochs=1).to_dict()["warmup_epochs"] == 5.0
+
+
+def test_recipes_of_older_artifacts_are_read() -> None:
+    """That of the bundled model knows nothing of what came later, and means that none of it is done."""
+    lineage = json.loads((files("swinv2_deploy") / "default_model/lineage.json").read_text("utf-8"))
+    spec = TrainSpec.from_dict(lineage["spec"])
+
+    assert spec.phases == (Phase(resolution=128, share=1.0),)
+    assert spec.learning_rate == 5e-4
+    assert (spec.layer_decay, spec.accumulate, spec.distills, spec.checkpoint_blocks, spec.window_chunk) == (
+        1,
+        1,
+        False,
+        False,
+        0,
+    )
+    assert TrainSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_recipes_of_newer_versions_are_refused() -> None:
+    """A setting that is not known cannot be heeded."""
+    with pytest.raises(SpecError, match=r"settings \['magic'\] that this version does not know"):
+        TrainSpec.from_dict(TrainSpec(phases=PHASES).to_dict() | {"magic": 1})
 
 
 def test_phases_are_read() -> None:
@@ -121,6 +157,60 @@ def test_only_matrices_decay(tiny_model: SwinV2) -> None:
     assert all(name.endswith("weight") and "norm" not in name and "cpb" not in name for name in groups[0])
     assert {"head.weight", "patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"} <= groups[0]
     assert {"layers.0.blocks.0.attn.logit_scale", "head.bias"} <= groups[1]
+
+
+def test_frozen_parameters_are_in_no_group(tiny_model: SwinV2) -> None:
+    """Nothing decays what does not learn."""
+    tiny_model.patch_embed.requires_grad_(False)
+    grouped = {id(parameter) for group in parameter_groups(tiny_model, 0.05) for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in tiny_model.parameters() if parameter.requires_grad}
+
+
+def test_single_numbers_do_not_decay() -> None:
+    """Such as the learned scale of a quantizer."""
+    module = nn.Linear(2, 2)
+    module.scale = nn.Parameter(torch.tensor(1.0))
+    decayed, kept = parameter_groups(module, 0.05)
+    assert decayed["params"] == [module.weight]
+    assert kept["params"] == [module.bias, module.scale]
+
+
+def test_layers_are_numbered_from_the_image_up(tiny_model: SwinV2) -> None:
+    """Two stages of two blocks: embedding 0, blocks 1 to 4, merging with the block below it, norm and classifier 5."""
+    numbers = number_layers(tiny_model)
+
+    assert numbers.keys() == dict(tiny_model.named_parameters()).keys()
+    assert numbers["patch_embed.proj.weight"] == 0
+    assert [numbers[f"layers.{s}.blocks.{b}.attn.cpb_mlp.0.weight"] for s in (0, 1) for b in (0, 1)] == [1, 2, 3, 4]
+    assert numbers["layers.0.downsample.reduction.weight"] == numbers["layers.0.downsample.norm.bias"] == 2
+    assert numbers["norm.weight"] == numbers["head.bias"] == 5
+
+
+def test_deeper_layers_learn_faster(tiny_model: SwinV2) -> None:
+    """By the factor a layer; the classifier at the full rate; every parameter is in exactly one group."""
+    groups = parameter_groups(tiny_model, 0.05, 0.5)
+    names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
+    scales = {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    numbers = number_layers(tiny_model)
+
+    assert scales == {name: 0.5 ** (5 - number) for name, number in numbers.items()}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert {group["weight_decay"] for group in groups} == {0.05, 0.0}
+    whole = {names[id(parameter)] for parameter in parameter_groups(tiny_model, 0.05)[0]["params"]}
+    assert {names[id(parameter)] for group in groups if group["weight_decay"] for parameter in group["params"]} == whole
+
+
+def test_wrapped_models_have_layers_too(tiny_model: SwinV2) -> None:
+    """A prefix changes nothing."""
+    wrapped = nn.Sequential(tiny_model)
+    assert list(number_layers(wrapped).values()) == list(number_layers(tiny_model).values())
+
+
+def test_layers_that_cannot_be_told_are_refused() -> None:
+    """A decay that nothing heeds would be believed; without one, any module will do."""
+    assert len(parameter_groups(nn.Linear(2, 2), 0.05)) == 2
+    with pytest.raises(SpecError, match=r"Linear has no parameter named layers\.<stage>"):
+        parameter_groups(nn.Linear(2, 2), 0.05, 0.9)
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------------
@@ -225,6 +315,20 @@ def test_batches_depend_on_seed_and_epoch_alone(images: TrainingImages) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first(0, 3), first(0, 3), strict=True))
     assert not torch.equal(first(0, 3)[0], first(0, 4)[0])
     assert not torch.equal(first(0, 3)[0], first(1, 3)[0])
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.5, "cutmix": 0.4}, {"mixup": 0.0, "cutmix": 0.0}], ids=["mixed", "plain"])
+def test_rows_of_a_batch_are_what_they_are_in_the_whole(images: TrainingImages, mixing: dict[str, float]) -> None:
+    """Any rows, from any step on: what one process of several, or a resumed run, sees."""
+    spec = TrainSpec(phases=PHASES, batch_size=6, erase=0.5, **mixing)
+    recipe = Preprocessing.published(32)
+    whole = list(images.batches(spec, 1, recipe, 7))
+    for rows in (range(2), range(2, 6)):
+        part = list(images.batches(spec, 1, recipe, 7, first=1, rows=rows))
+        assert len(part) == len(whole) - 1
+        for (pixels, wanted), (all_pixels, all_wanted) in zip(part, whole[1:], strict=True):
+            assert torch.equal(pixels, all_pixels[rows.start : rows.stop])
+            assert torch.equal(wanted, all_wanted[rows.start : rows.stop])
 
 
 def test_an_epoch_is_whole_batches_of_different_images(images: TrainingImages) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from calibration.dataset import ImageFolder
@@ -24,10 +21,10 @@ from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.request import SourceRequest
 from swinv2_deploy.training import Phase, TrainResult, TrainSpec, train
 from swinv2_deploy.training import checkpoint as checkpoint_module
+from swinv2_deploy.training.accuracy import accuracy
 from swinv2_deploy.training.checkpoint import FILE_NAME
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.finish import finish, split_images
-from swinv2_deploy.training.loop import accuracy
 from swinv2_deploy.training.start import prepare
 
 RECIPE = Preprocessing(size=(16, 16), resize_shortest=None)
@@ -43,42 +40,6 @@ SPEC = TrainSpec(
 
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 24 images a child can tell apart: stripes that lie, and stripes that stand. A flip changes neither."""
-    root = tmp_path_factory.mktemp("stripes")
-    noise = np.random.default_rng(0)
-    for name in ("lying", "standing"):
-        (root / name).mkdir()
-        for index in range(24):
-            wave = 127 + 100 * np.sin(np.arange(20) * 2 * np.pi / 5 + noise.uniform(0, 6))
-            image = np.broadcast_to(wave[:, None] if name == "lying" else wave[None, :], (20, 20))
-            pixels = image[..., None] + noise.normal(0, 15, (20, 20, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index}.png")
-    return root
-
-
-@pytest.fixture
-def images(stripes: Path) -> TrainingImages:
-    folder = ImageFolder.open(stripes)
-    return TrainingImages(list(folder.paths), list(folder.labels.values()), 20)
-
-
-@pytest.fixture
-def config(tiny_config: SwinV2Config) -> SwinV2Config:
-    return replace(tiny_config, image_size=(16, 16), num_classes=2, labels=("lying", "standing"), drop_path_rate=0.3)
 
 
 def fresh(config: SwinV2Config) -> SwinV2Classifier:
@@ -352,3 +313,11 @@ def test_a_finished_run_is_an_artifact_that_knows_its_images(
     manifest = json.loads(artifact.file("training_manifest.json").read_text("utf-8"))
     assert manifest["files"] == dict(folder.manifest().files)
     assert torch.equal(load_model(artifact).state_dict()["head.weight"], result.model.head.weight)
+
+    # Tuned again on other images, it still knows the first ones: verify must not judge by them.
+    again = prepare(SourceRequest(model=str(artifact.path)), folder, drop_path=0.0)
+    assert sorted(again.seen.values()) == sorted(folder.manifest().files.values())
+    twice = finish(result, again, spec, folder, tmp_path / "twice")
+    files = json.loads(twice.file("training_manifest.json").read_text("utf-8"))["files"]
+    assert files == again.seen | dict(folder.manifest().files)
+    assert len(files) == 2 * len(folder)

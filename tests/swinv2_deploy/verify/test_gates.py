@@ -70,7 +70,7 @@ def test_noise_of_the_reference_raises_the_limit() -> None:
 
     assert [] == failed(outputs={"logits": drift}, noise=loud)
     (check,) = failed(outputs={"logits": replace(drift, max_abs=6e-4)}, noise=loud)
-    assert "5.0e-04 = 10 x the float32 noise of the reference" in check.text
+    assert "5.0e-04 = 10 x the noise of the reference" in check.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Train the same toy with one process and with two, and compare the losses of every step.
+
+    python benchmarks/bench_processes.py --out benchmarks/results/processes.json
+
+The batch of the recipe is shared between the processes, so the curves are the same but for the order in which floats are added. The
+toy is that of ``bench_resume.py``, with stochastic depth, mixing and averaging, without the step that fails. The processes meet as
+torchrun has them meet: gloo, on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+
+from benchmarks.bench_resume import SPEC, images, toy
+from reference_model.preprocessing import Preprocessing
+from swinv2_deploy.training import train
+
+RECIPE = replace(SPEC, epochs=4, batch_size=8, accumulate=1)  # 24 steps
+STEPS = 20
+TOLERANCE = 1e-5
+
+
+def work(folder: Path, rank: int, world: int, port: int, accumulate: int, pipe: Connection) -> None:
+    """Train as one of ``world`` processes; send the losses and the processes that were there."""
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "LOCAL_WORLD_SIZE": world}
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+        os.environ.update({name: str(value) for name, value in (meeting | places).items()})
+    told: list[dict[str, Any]] = []
+    model = toy(moves=0.0)  # a range that followed the images would follow those of each part
+    tuning = images()
+    result = train(
+        model,
+        replace(RECIPE, accumulate=accumulate),
+        training=images(),
+        tuning=tuning,
+        preprocessing=Preprocessing(size=(16, 16), resize_shortest=None),
+        folder=folder,
+        num_classes=2,
+        report=told.append,
+    )
+    losses = [figures["loss"] for figures in told if "steps" in figures]
+    weights = torch.cat([value.flatten() for value in result.model.state_dict().values()]).tolist()
+    pipe.send({"told": len(told), "processes": told[0]["processes"] if told else 0, "losses": losses, "weights": weights})
+
+
+def run(folder: Path, world: int, accumulate: int = 1) -> list[dict[str, Any]]:
+    """What each of ``world`` processes sent, in order of rank."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.bench_processes"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(world):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(folder, rank, world, port, accumulate, sending))
+        process.start()
+        sending.close()
+        started.append((process, receiving))
+    sent = []
+    try:
+        for _, receiving in started:
+            sent.append(receiving.recv())
+    finally:
+        for process, receiving in started:
+            receiving.close()
+            if len(sent) < world:
+                process.kill()
+            process.join()
+    return sent
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked; exit code 1 beyond the tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        [one] = run(Path(temporary) / "one", 1)
+        rows = []
+        for world, accumulate in ((2, 1), (1, 2), (2, 2)):
+            sent = run(Path(temporary) / f"{world}x{accumulate}", world, accumulate)
+            apart = max(abs(a - b) for a, b in zip(one["losses"][:STEPS], sent[0]["losses"][:STEPS], strict=True))
+            drift = max(abs(a - b) for a, b in zip(one["weights"], sent[0]["weights"], strict=True))
+            rows.append(
+                {"processes": sent[0]["processes"], "accumulate": accumulate, "loss_apart": apart, "weights_apart": drift}
+            )
+            print(
+                f"{world} processes, {accumulate} parts: loss apart {apart:.1e} in {STEPS} steps, weights {drift:.1e} in the end"
+            )
+    if arguments.out:
+        arguments.out.write_text(
+            json.dumps({"torch": torch.__version__, "steps": STEPS, "runs": rows}, indent=2) + "\n", "utf-8"
+        )
+    raise SystemExit(max(row["loss_apart"] for row in rows) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    from benchmarks import bench_processes
+
+    bench_processes.main()

@@ -1,0 +1,191 @@
+"""Quantization-aware training: the model learns to live with the rounding of its sites, from its own FP32 form.
+
+The student starts as the model with fake quantizers at its sites, their ranges from calibration; the teacher is the model as it
+was. What is left at the end is the plain network with other weights, and a range a site: what the exporter writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration.dataset import ImageFolder
+from calibration.table import CalibrationTable
+from reference_model.model import SwinV2, SwinV2Classifier
+from reference_model.preprocessing import Preprocessing
+from swinv2_deploy.artifacts import write_json
+from swinv2_deploy.errors import QuantizeError, SpecError, TrainingError
+from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
+from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
+from swinv2_deploy.quantize.spec import QatSpec
+from swinv2_deploy.training import TrainSpec, train
+from swinv2_deploy.training.checkpoint import FILE_NAME
+from swinv2_deploy.training.finish import split_images
+from swinv2_deploy.training.start import MANIFEST
+
+Report = Callable[[dict[str, Any]], None]
+HISTORY = "qat_history.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatResult:
+    """What a quantization-aware training made.
+
+    Attributes:
+        form: Trained weights and ranges.
+        history: One record an epoch; accuracy is that of the rounded model on the images set aside.
+        spec: The recipe that ran.
+    """
+
+    form: TrainedForm
+    history: list[dict[str, Any]]
+    spec: TrainSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retrained:
+    """A trained model with its graphs, as the quantize stage takes it.
+
+    Attributes:
+        form: Weights and ranges.
+        onnx: Folder with an FP32 graph of those weights for every FP32 graph of the artifact, under the same name.
+        history: One record an epoch.
+        seen: Hash of every image that was ever trained on, by name.
+    """
+
+    form: TrainedForm
+    onnx: Path
+    history: list[dict[str, Any]]
+    seen: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Put weights, ranges, history and the images seen into an artifact that is being made."""
+        self.form.save(folder / TRAINED_WEIGHTS)
+        write_json(folder / HISTORY, self.history)
+        write_json(folder / MANIFEST, {"files": dict(self.seen)})
+
+
+Trainer = Callable[[SwinV2, CalibrationTable], AbstractContextManager[Retrained]]
+"""From the model and the ranges of its sites to what training made of them, whose graphs exist while the context lasts."""
+
+
+def train_quantized(
+    model: SwinV2Classifier,
+    table: CalibrationTable,
+    spec: QatSpec,
+    images: ImageFolder,
+    preprocessing: Preprocessing,
+    folder: Path,
+    *,
+    report: Report | None = None,
+    stop: Callable[[], int] | None = None,
+) -> QatResult:
+    """Train a copy of a classifier with fake quantizers; a checkpoint in ``folder`` is gone on from.
+
+    Args:
+        model: Classifier in float: start and teacher.
+        table: Ranges of its sites.
+        spec: How to train.
+        images: Labeled photographs, in folders named as the model's classes.
+        preprocessing: What images go through when the model is used.
+        folder: Where the checkpoint lives.
+        report: Called after every step and epoch.
+        stop: Asked after every step; the number of a signal ends the run with a checkpoint.
+
+    Raises:
+        SpecError: When the images have other classes than the model, or its input is not square.
+        TrainingError: When training fails.
+        TrainingStopped: When ``stop`` asked for it.
+    """
+    recipe = spec.recipe(_side(preprocessing))
+    _same_ranges(folder, table)
+    training, tuning = split_images(_numbered(images, model.config.labels), recipe)
+    student = copy.deepcopy(model)
+    fake_quantize(student, table.amax, learned=spec.ranges == "learned")
+    result = train(
+        student,
+        recipe,
+        training=training,
+        tuning=tuning,
+        preprocessing=preprocessing,
+        folder=folder,
+        teacher=model if recipe.distills else None,
+        report=report,
+        stop=stop,
+        measure_every=1,
+    )
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(plain_state(result.model))
+    return QatResult(form=TrainedForm(model=plain.eval(), ranges=ranges_of(result.model)), history=result.history, spec=recipe)
+
+
+def classifier_of(model: object) -> SwinV2Classifier:
+    """The model, if it can be trained on class labels.
+
+    Raises:
+        QuantizeError: When it is not a classifier.
+    """
+    if not isinstance(model, SwinV2Classifier):
+        raise QuantizeError(
+            f"Quantization-aware training needs a classifier and labeled images; this is a {type(model).__name__}. Use "
+            "--method ptq."
+        )
+    return model
+
+
+def seen_images(images: ImageFolder, earlier: Mapping[str, str]) -> dict[str, str]:
+    """Hash of every image that has been trained on, by name; those of earlier runs keep theirs."""
+    seen = dict(earlier)
+    for name, digest in images.manifest().files.items():
+        if digest not in seen.values():
+            seen[name if name not in seen else f"qat/{name}"] = digest
+    return seen
+
+
+def _same_ranges(folder: Path, table: CalibrationTable) -> None:
+    """Refuse to go on with a run that began from other ranges: its checkpoint would bring them back.
+
+    Raises:
+        TrainingError: When it did, or the folder cannot be written.
+    """
+    path = folder / "ranges.json"
+    content = json.dumps(table.amax, indent=2) + "\n"
+    try:
+        if path.is_file() and (folder / FILE_NAME).is_file():
+            if path.read_text(encoding="utf-8") != content:
+                raise TrainingError(
+                    f"The run in {folder} began from other ranges than those of this calibration; give the same images, calibrator "
+                    "and policy, use another --run folder, or delete it."
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error
+
+
+def _side(preprocessing: Preprocessing) -> int:
+    height, width = preprocessing.size
+    if height != width:
+        raise SpecError(f"The model takes images of {height}x{width} px; quantization-aware training needs square ones.")
+    return height
+
+
+def _numbered(images: ImageFolder, names: tuple[str, ...]) -> ImageFolder:
+    """The same images with classes numbered as the model's logits are.
+
+    Raises:
+        SpecError: When a folder bears no name of the model's classes.
+    """
+    unknown = sorted(set(images.classes) - set(names))
+    if unknown or not images.classes:
+        raise SpecError(
+            f"{images.root} has the class folders {unknown[:5] or '(none)'}, and the model the classes {list(names)[:10]}; "
+            "expected folders named as the classes."
+        )
+    return ImageFolder(images.root, images.names, names)

@@ -84,6 +84,7 @@ def quantize_aware(
                 onnx=exported.path / "onnx",
                 history=result.history,
                 seen=seen_images(images, _seen_before(artifact)),
+                gain=result.gain,
             )
 
     recipe = {"qat": qat.to_dict()}

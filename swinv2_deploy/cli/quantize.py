@@ -225,6 +225,7 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
         output.say(f"  what every site saw, and its range: {result.picture}")
     elif result.table.histograms:
         output.say(f"  no picture of the ranges, for matplotlib is not installed: {escape(INSTALL)}")
+    _report_gain(result, output)
     _report_sites(result, output)
     show_verdicts(verdicts, output)
     from swinv2_deploy.runtime.onnx_runner import saturates
@@ -250,9 +251,26 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
             "saturates_here": saturates(),
             "sensitivity": result.sensitivity.to_dict() if result.sensitivity else None,
             "choice": result.choice.to_dict() if result.choice else None,
+            "gain": asdict(result.gain) if result.gain else None,
             "verdicts": [asdict(verdict) for verdict in verdicts],
         }
     )
+
+
+def _report_gain(result: QuantizeResult, output: Output) -> None:
+    gain = result.gain
+    if gain is None:
+        return
+    output.say(f"  drift from FP32 on {gain.images} images set aside, as calibrated and as trained:")
+    for name, drift in (("ptq", gain.before), ("qat", gain.after)):
+        lost = "" if drift.drop is None else f", {drift.drop:+.1f} points lost"
+        agreement = "" if drift.agreement is None else f", {drift.agreement:.1%} agreement"
+        output.say(f"    {name}  {drift.sqnr_db:.1f} dB{agreement}{lost}")
+    if gain.after.sqnr_db <= gain.before.sqnr_db:
+        warn(
+            "training brought the outputs no nearer to the FP32 model than calibration alone; --method ptq keeps closer, and "
+            "is what to ship unless held-out accuracy says otherwise."
+        )
 
 
 def _report_sites(result: QuantizeResult, output: Output) -> None:

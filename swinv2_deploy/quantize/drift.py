@@ -70,18 +70,7 @@ class DriftProbe:
         """Drift with these sites in INT8 and all others in float."""
         with only_quantized(self._model, sites):
             found = self._outputs()
-        signal = float(self._expected.double().square().sum())
-        noise = float((found.double() - self._expected.double()).square().sum())
-        ratio = math.inf if noise == 0 else signal / noise
-        sqnr = -math.inf if ratio == 0 or not math.isfinite(noise) else 10 * math.log10(ratio)
-        if not self._classifies:
-            return SiteDrift(sqnr_db=sqnr)
-        answers, before = found.argmax(dim=1), self._expected.argmax(dim=1)
-        agreement = float((answers == before).float().mean())
-        if self._labels is None:
-            return SiteDrift(sqnr_db=sqnr, agreement=agreement)
-        lost = int((before == self._labels).sum()) - int((answers == self._labels).sum())
-        return SiteDrift(sqnr_db=sqnr, agreement=agreement, drop=100 * lost / self.count)
+        return drift_between(self._expected, found, self._labels if self._classifies else None, classifies=self._classifies)
 
     def share(self, sites: Iterable[str]) -> float:
         """Part of the work of all sites that these do."""
@@ -91,6 +80,28 @@ class DriftProbe:
     def _outputs(self) -> Tensor:
         """First output of all images, (B, ...), flattened where images differ in nothing but their content."""
         return torch.cat([_first(self._model(batch)).flatten(1) for batch in self._images])
+
+
+def drift_between(expected: Tensor, found: Tensor, labels: Tensor | None = None, *, classifies: bool) -> SiteDrift:
+    """Drift of outputs (B, ...) from those of the model in float.
+
+    Args:
+        expected: Outputs in float.
+        found: Outputs with rounding.
+        labels: Class of each image, or None.
+        classifies: Whether the outputs are logits (B, K).
+    """
+    noise = float((found.double() - expected.double()).square().sum())
+    ratio = math.inf if noise == 0 else float(expected.double().square().sum()) / noise
+    sqnr = -math.inf if ratio == 0 or not math.isfinite(noise) else 10 * math.log10(ratio)
+    if not classifies:
+        return SiteDrift(sqnr_db=sqnr)
+    answers, before = found.argmax(dim=1), expected.argmax(dim=1)
+    agreement = float((answers == before).float().mean())
+    if labels is None:
+        return SiteDrift(sqnr_db=sqnr, agreement=agreement)
+    lost = int((before == labels).sum()) - int((answers == labels).sum())
+    return SiteDrift(sqnr_db=sqnr, agreement=agreement, drop=100 * lost / len(labels))
 
 
 def load_images(images: ImageFolder, preprocessing: Preprocessing, batch_size: int) -> list[Tensor]:

@@ -41,7 +41,7 @@ from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
 from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
-from swinv2_deploy.quantize.qat import Trainer
+from swinv2_deploy.quantize.qat import Gain, Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.search import search, unused
 from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
@@ -70,6 +70,7 @@ class QuantizeResult:
         skipped: Images that could not be read, with the reason.
         sensitivity: The sweep over all sites, where one was asked for.
         choice: The sites that a budget chose, where there was one.
+        gain: What training brought on images set aside, where there was one.
         findings: What looks wrong about the calibration and did not stop it.
         picture: The drawing of what every site saw, or None where there is no matplotlib or nothing to draw.
     """
@@ -80,6 +81,7 @@ class QuantizeResult:
     skipped: tuple[str, ...]
     sensitivity: Sensitivity | None = None
     choice: Choice | None = None
+    gain: Gain | None = None
     findings: tuple[Finding, ...] = ()
     picture: Path | None = None
 
@@ -139,7 +141,7 @@ def quantize(
         ranges = calibrate(artifact, model, spec, images, table, progress)
         table = ranges.table
         _copy(artifact, folder, tuple(f"onnx/{name}.onnx" for name in forms))
-        sensitivity = choice = None
+        sensitivity = choice = gain = None
         if spec.searches:
             if images is None or ranges.chosen is None:
                 raise QuantizeError("A sweep over the sites needs images; give --data beside the calibration table.")
@@ -157,6 +159,7 @@ def quantize(
         else:
             with train(model, table) as trained:
                 trained.write(folder)
+                gain = trained.gain
                 method = {"method": "qat", "trained_sha256": file_sha256(folder / TRAINED_WEIGHTS)}
                 form = _Form(trained.onnx, table, trained.form.ranges, method, artifact.lineage.files[WEIGHTS])
                 ratios = _quantize_graphs(folder, graphs, form, spec, artifact.preprocessing)
@@ -171,6 +174,7 @@ def quantize(
         picture=path / PICTURE if drawn else None,
         sensitivity=sensitivity,
         choice=choice,
+        gain=gain,
     )
 
 

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from calibration.dataset import ImageFolder
 from calibration.table import CalibrationTable
 from reference_model.model import SwinV2, SwinV2Classifier
@@ -22,14 +25,31 @@ from swinv2_deploy.artifacts import write_json
 from swinv2_deploy.errors import QuantizeError, SpecError, TrainingError
 from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
+from swinv2_deploy.quantize.drift import SiteDrift, drift_between
 from swinv2_deploy.quantize.spec import QatSpec
 from swinv2_deploy.training import TrainSpec, train
 from swinv2_deploy.training.checkpoint import FILE_NAME
+from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.finish import split_images
 from swinv2_deploy.training.start import MANIFEST
 
 Report = Callable[[dict[str, Any]], None]
 HISTORY = "qat_history.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """Drift from the FP32 model before and after training, on images that were not trained on.
+
+    Attributes:
+        before: Rounded as calibrated.
+        after: Rounded as trained.
+        images: How many images.
+    """
+
+    before: SiteDrift
+    after: SiteDrift
+    images: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +60,13 @@ class QatResult:
         form: Trained weights and ranges.
         history: One record an epoch; accuracy is that of the rounded model on the images set aside.
         spec: The recipe that ran.
+        gain: What training brought on the images set aside; None where there are none.
     """
 
     form: TrainedForm
     history: list[dict[str, Any]]
     spec: TrainSpec
+    gain: Gain | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,12 +78,14 @@ class Retrained:
         onnx: Folder with an FP32 graph of those weights for every FP32 graph of the artifact, under the same name.
         history: One record an epoch.
         seen: Hash of every image that was ever trained on, by name.
+        gain: What training brought on the images set aside.
     """
 
     form: TrainedForm
     onnx: Path
     history: list[dict[str, Any]]
     seen: Mapping[str, str]
+    gain: Gain | None = None
 
     def write(self, folder: Path) -> None:
         """Put weights, ranges, history and the images seen into an artifact that is being made."""
@@ -121,7 +145,30 @@ def train_quantized(
     )
     plain = copy.deepcopy(model)
     plain.load_state_dict(plain_state(result.model))
-    return QatResult(form=TrainedForm(model=plain.eval(), ranges=ranges_of(result.model)), history=result.history, spec=recipe)
+    form = TrainedForm(model=plain.eval(), ranges=ranges_of(result.model))
+    return QatResult(
+        form=form,
+        history=result.history,
+        spec=recipe,
+        gain=_gain(model, TrainedForm(model=model, ranges=table.amax), form, tuning, preprocessing) if len(tuning) else None,
+    )
+
+
+@torch.no_grad()
+def _gain(
+    model: SwinV2Classifier, before: TrainedForm, after: TrainedForm, images: TrainingImages, preprocessing: Preprocessing
+) -> Gain:
+    batches = [
+        torch.from_numpy(np.stack([preprocessing(image) for image in images.images[start : start + 16]]))
+        for start in range(0, len(images), 16)
+    ]
+    model.eval()
+    labels = torch.from_numpy(images.classes)
+    expected, *found = (
+        torch.cat([form(batch) for batch in batches]) for form in (model, before.fake_quantized(), after.fake_quantized())
+    )
+    drifts = [drift_between(expected, outputs, labels, classifies=True) for outputs in found]
+    return Gain(before=drifts[0], after=drifts[1], images=len(images))
 
 
 def classifier_of(model: object) -> SwinV2Classifier:

@@ -138,6 +138,16 @@ def test_the_artifact_tells_how_it_was_made(trained: QuantizeResult, tiny_artifa
     assert trained.artifact.lineage.spec["qat"]["ranges"] == "learned"
 
 
+def test_what_training_brought_is_measured_on_images_set_aside(trained: QuantizeResult, photos: Path) -> None:
+    """Learned in two epochs at a high rate, the tiny model drifts: that must show, not be hidden."""
+    gain = trained.gain
+    assert gain is not None
+    assert 0 < gain.images < len(ImageFolder.open(photos))
+    assert gain.before.sqnr_db != gain.after.sqnr_db
+    assert gain.before.agreement is not None
+    assert gain.after.drop is not None
+
+
 def test_images_seen_twice_are_listed_once_and_no_name_is_lost(photos: Path) -> None:
     images = ImageFolder.open(photos)
     mine = dict(images.manifest().files)

@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with train and val")
     parser.add_argument("--model", type=Path, help="artifact with onnx/model.onnx; default: the bundled model")
+    parser.add_argument("--methods", default="ptq,qat", help="what to measure; rows of the other stay as --out has them")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the training")
     parser.add_argument("--ranges", default="frozen,learned", help="what becomes of the ranges")
     parser.add_argument("--calibrator", default="percentile", help="calibrator that training starts from")
@@ -44,22 +45,32 @@ def main() -> None:
     # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments, Path(folder))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        measure(arguments, Path(folder))
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Judge every form; each is printed as soon as it is there."""
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """Judge every form; each is printed, and written, as soon as it is there."""
     images, held = open_split(arguments.data)
     if held is None:
         raise SystemExit(f"{arguments.data} has no train and val; expected a folder with both.")
     artifact = source(arguments.model, folder)
     spec = QuantizeSpec(calibrator=arguments.calibrator, images=min(arguments.images, len(images)), unsigned="never")
-    rows: list[dict[str, Any]] = []
+    facts = {
+        "model": artifact.name,
+        "weights_sha256": artifact.lineage.files["model.safetensors"],
+        "calibration_images": spec.images,
+        "training_images": len(images),
+        "held_sha256": held.manifest().sha256,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+    rows = known_rows(arguments.out, facts)
 
     def add(row: dict[str, Any]) -> None:
-        rows.append(row)
+        rows[row["form"]] = row
+        if arguments.out:
+            content = facts | {"rows": list(rows.values())}
+            arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         low, high = row["interval"]
         print(
             f"| {row['form']} | {row['top1']:.2%} | {row['lost']:.2f} ({low:.2f} to {high:.2f}) | {row['flips']} | "
@@ -68,9 +79,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         )
 
     print("| form | top-1 | points lost (95 %) | flips | SQNR, dB |\n|---|---|---|---|---|")
-    for verdict in judge_methods(artifact, None, spec, images, held):
-        add(asdict(verdict))
-    for ranges in arguments.ranges.split(","):
+    methods = arguments.methods.split(",")
+    if "ptq" in methods:
+        for verdict in judge_methods(artifact, None, spec, images, held):
+            add(asdict(verdict))
+    for ranges in arguments.ranges.split(",") if "qat" in methods else ():
         for seed in (int(text) for text in arguments.seeds.split(",")):
             qat = QatSpec(
                 epochs=arguments.epochs,
@@ -82,16 +95,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             name = f"qat, {ranges} ranges, seed {seed}"
             run = arguments.run / f"{artifact.name}-{ranges}-{seed}"
             made = quantize_aware(artifact, spec, qat, images, folder / f"{ranges}-{seed}", run=run).artifact
-            add(asdict(judge(made, held, name)) | {"history": json.loads(made.file("qat_history.json").read_text())})
-    return {
-        "model": artifact.name,
-        "calibration_images": spec.images,
-        "training_images": len(images),
-        "recipe": qat.to_dict(),
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "rows": rows,
-    }
+            history = json.loads(made.file("qat_history.json").read_text())
+            add(asdict(judge(made, held, name)) | {"recipe": qat.to_dict(), "history": history})
+
+
+def known_rows(out: Path | None, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier call on the same model and photographs, by form."""
+    if out is None or not out.is_file():
+        return {}
+    content = json.loads(out.read_text(encoding="utf-8"))
+    same = all(content.get(name) == value for name, value in facts.items())
+    return {row["form"]: row for row in content["rows"]} if same else {}
 
 
 def source(model: Path | None, folder: Path) -> ModelArtifact:

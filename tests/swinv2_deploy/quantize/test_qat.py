@@ -34,9 +34,9 @@ SPEC = QuantizeSpec(calibrator="max", unsigned="always")
 QAT = QatSpec(epochs=2, learning_rate=1e-3, batch_size=7, ranges="learned")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads."""
+    """Small matrices gain nothing from threads, and bits are the same for the same number of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -88,7 +88,18 @@ def quantize_aware(
             )
 
     recipe = {"qat": qat.to_dict()}
-    return quantize(artifact, spec, images, path, force=force, progress=progress, searched=searched, train=train, recipe=recipe)
+    return quantize(
+        artifact,
+        spec,
+        images,
+        path,
+        table=table,
+        force=force,
+        progress=progress,
+        searched=searched,
+        train=train,
+        recipe=recipe,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

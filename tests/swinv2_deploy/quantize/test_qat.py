@@ -181,6 +181,18 @@ def test_a_run_from_other_ranges_is_not_gone_on_with(tiny_artifact: ModelArtifac
     assert not (tmp_path / "other").exists()
 
 
+def test_a_table_made_before_gives_the_ranges(tiny_artifact: ModelArtifact, photos: Path, tmp_path: Path) -> None:
+    """Frozen ranges are then those of the table, whatever the images would give."""
+    images = ImageFolder.open(photos)
+    few = quantize(tiny_artifact, replace(SPEC, images=5), images, tmp_path / "few").table
+    frozen = replace(QAT, epochs=1, ranges="frozen")
+    made = quantize_aware(tiny_artifact, SPEC, frozen, images, tmp_path / "qat", run=tmp_path / "run", table=few)
+
+    assert made.table.amax == few.amax
+    assert dict(load_trained(made.artifact).ranges) == pytest.approx(few.amax)
+    assert quantize(tiny_artifact, SPEC, images, tmp_path / "all").table.amax != few.amax
+
+
 def test_what_cannot_be_trained_is_refused(
     tiny_artifact: ModelArtifact, masked_artifact: ModelArtifact, photos: Path, tmp_path: Path
 ) -> None:

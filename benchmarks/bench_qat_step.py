@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calibration.collect import collect
+from calibration.dataset import Manifest
 from reference_model.model import SwinV2
 from reference_model.variants import find_variant
 from swinv2_deploy.modeling import quantization_sites
@@ -97,21 +99,11 @@ def step(student: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -
     return perf_counter() - started
 
 
-@torch.no_grad()
 def ranges_on(model: SwinV2, images: Tensor) -> dict[str, float]:
     """Largest magnitude at every site."""
-    found: dict[str, float] = {}
-    hooks = []
-    for site in quantization_sites(model.config):
-
-        def watch(_: nn.Module, arguments: tuple[Tensor], site: str = site) -> None:
-            found[site] = float(arguments[0].abs().max())
-
-        hooks.append(model.get_submodule(site).register_forward_pre_hook(watch))
-    model(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+    nothing = "0" * 64  # noise is no photograph, and the weights are not asked about
+    sites = {site: site for site in quantization_sites(model.config)}
+    return collect(model, [images], sites, manifest=Manifest({"noise": nothing}), model_sha256=nothing).amax
 
 
 if __name__ == "__main__":

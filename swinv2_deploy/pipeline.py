@@ -7,25 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from calibration.dataset import ImageFolder
 from calibration.table import CalibrationTable
-from reference_model.checkpoint_files import read_json
 from reference_model.model import SwinV2
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, QuantizeError
 from swinv2_deploy.export import ExportSpec, export
 from swinv2_deploy.modeling.source import Source
 from swinv2_deploy.modeling.trained import TrainedForm
+from swinv2_deploy.quantize.calibrate import Progress
 from swinv2_deploy.quantize.ptq import QuantizeResult, quantize
-from swinv2_deploy.quantize.qat import Report, Retrained, classifier_of, seen_images, train_quantized
+from swinv2_deploy.quantize.qat import Report, Retrained, seen_images, train_quantized
 from swinv2_deploy.quantize.spec import CALIBRATORS, QatSpec, QuantizeSpec
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
-from swinv2_deploy.training.start import MANIFEST
+from swinv2_deploy.training.start import seen_by
 from swinv2_deploy.verify import VerifySpec, verify
-
-Progress = Callable[[int, int], object]
 
 
 def quantize_aware(
@@ -74,16 +71,14 @@ def quantize_aware(
 
     @contextmanager
     def train(model: SwinV2, ranges: CalibrationTable) -> Iterator[Retrained]:
-        result = train_quantized(
-            classifier_of(model), ranges, qat, images, artifact.preprocessing, run, report=report, stop=stop
-        )
+        result = train_quantized(model, ranges, qat, images, artifact.preprocessing, run, report=report, stop=stop)
         with tempfile.TemporaryDirectory() as folder:
             exported = export_like(artifact, result.form, Path(folder) / "trained")
             yield Retrained(
                 form=result.form,
                 onnx=exported.path / "onnx",
                 history=result.history,
-                seen=seen_images(images, _seen_before(artifact)),
+                seen=seen_images(images, seen_by(artifact)),
                 gain=result.gain,
             )
 
@@ -219,12 +214,3 @@ def _spec_of(graphs: Mapping[str, OnnxFacts]) -> ExportSpec:
         sizes=tuple(found.opt for found in pixels.values() if found.min == found.max),
         bake_preprocessing=any(facts.takes == "images" for facts in graphs.values()),
     )
-
-
-def _seen_before(artifact: ModelArtifact) -> dict[str, str]:
-    """Images that the model was trained on before, by name."""
-    if MANIFEST not in artifact.lineage.files:
-        return {}
-    content: dict[str, Any] = read_json(artifact.file(MANIFEST))
-    files = content.get("files", {})
-    return {str(name): str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}

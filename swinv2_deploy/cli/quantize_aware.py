@@ -28,7 +28,9 @@ Counted = Callable[[int, int], object]
 
 def is_first() -> bool:
     """Whether this is the process that talks and writes; under a launcher the others only compute."""
-    return int(os.environ.get("RANK", "0")) == 0
+    from swinv2_deploy.training.processes import rank_of
+
+    return rank_of(os.environ) == 0
 
 
 def qat_spec(method: str, given: dict[str, Any], run: Path | None, seed: int) -> QatSpec | None:

@@ -23,12 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_deploy.errors import BackendMissing, QuantizeError
+from swinv2_deploy.modeling.sites import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-LEVELS = 127
-"""Steps from zero to the end of a range."""
 
 LEARNED = "swinv2_deploy.learned_range"
 """Name of the arithmetic registered with ModelOpt."""

@@ -10,6 +10,9 @@ from typing import Literal
 
 from reference_model.config import SwinV2Config
 
+LEVELS = 127
+"""Steps from zero to the end of a range: symmetric INT8 uses -127 to 127, so that a scale means the same for both signs."""
+
 Policy = Literal["mlp", "linear"]
 
 POLICIES: dict[Policy, str] = {

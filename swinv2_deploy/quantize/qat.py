@@ -19,10 +19,10 @@ import torch
 
 from calibration.dataset import ImageFolder
 from calibration.table import CalibrationTable
-from reference_model.model import SwinV2, SwinV2Classifier
+from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import write_json
-from swinv2_deploy.errors import QuantizeError, SpecError, TrainingError
+from swinv2_deploy.errors import SpecError, TrainingError
 from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
 from swinv2_deploy.quantize.drift import SiteDrift, drift_between
@@ -99,7 +99,7 @@ Trainer = Callable[[SwinV2, CalibrationTable], AbstractContextManager[Retrained]
 
 
 def train_quantized(
-    model: SwinV2Classifier,
+    model: SwinV2,
     table: CalibrationTable,
     spec: QatSpec,
     images: ImageFolder,
@@ -155,9 +155,7 @@ def train_quantized(
 
 
 @torch.no_grad()
-def _gain(
-    model: SwinV2Classifier, before: TrainedForm, after: TrainedForm, images: TrainingImages, preprocessing: Preprocessing
-) -> Gain:
+def _gain(model: SwinV2, before: TrainedForm, after: TrainedForm, images: TrainingImages, preprocessing: Preprocessing) -> Gain:
     batches = [
         torch.from_numpy(np.stack([preprocessing(image) for image in images.images[start : start + 16]]))
         for start in range(0, len(images), 16)
@@ -169,20 +167,6 @@ def _gain(
     )
     drifts = [drift_between(expected, outputs, labels, classifies=True) for outputs in found]
     return Gain(before=drifts[0], after=drifts[1], images=len(images))
-
-
-def classifier_of(model: object) -> SwinV2Classifier:
-    """The model, if it can be trained on class labels.
-
-    Raises:
-        QuantizeError: When it is not a classifier.
-    """
-    if not isinstance(model, SwinV2Classifier):
-        raise QuantizeError(
-            f"Quantization-aware training needs a classifier and labeled images; this is a {type(model).__name__}. Use "
-            "--method ptq."
-        )
-    return model
 
 
 def seen_images(images: ImageFolder, earlier: Mapping[str, str]) -> dict[str, str]:

@@ -21,11 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swinv2_deploy.errors import QuantizeError
+from swinv2_deploy.modeling.sites import LEVELS
 
 Flavor = Literal["int8", "uint8"]
-
-LEVELS = 127
-"""Symmetric INT8 uses -127 to 127, so that a scale means the same for both signs."""
 
 CPU_DOMAIN = "com.microsoft"
 

@@ -8,8 +8,9 @@ from calibration.dataset import ImageFolder
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.errors import QuantizeError
+from swinv2_deploy.quantize.calibrate import Progress
 from swinv2_deploy.quantize.drift import DriftProbe, known_labels, load_images
-from swinv2_deploy.quantize.sensitivity import Budget, Choice, Progress, Sensitivity, cheapest, sweep
+from swinv2_deploy.quantize.sensitivity import Budget, Choice, Sensitivity, cheapest, sweep
 from swinv2_deploy.quantize.spec import QuantizeSpec
 
 FEWEST = 8

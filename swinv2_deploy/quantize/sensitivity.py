@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from swinv2_deploy.errors import QuantizeError
+from swinv2_deploy.quantize.calibrate import Progress
 from swinv2_deploy.quantize.drift import DriftProbe, SiteDrift
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

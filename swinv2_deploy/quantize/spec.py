@@ -1,4 +1,4 @@
-"""What a quantization is told. No torch import."""
+"""What a quantization is told."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2Classifier, encoder_parameters, initialize
 from reference_model.preprocessing import Preprocessing
 from reference_model.variants import find_variant
+from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling.request import SourceRequest
-from swinv2_deploy.modeling.source import Source, resolve
+from swinv2_deploy.modeling.source import resolve
 
 MANIFEST = "training_manifest.json"
 """File of an artifact that names every image its weights may have seen."""
@@ -81,7 +82,7 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
         name=f"{source.name}-tuned",
         description=f"{source.name} with {head}",
         parent=dict(source.parent),
-        seen=_seen_by(source),
+        seen={} if source.artifact is None else seen_by(source.artifact),
     )
 
 
@@ -110,10 +111,13 @@ def load_teacher(request: SourceRequest, start: Start) -> SwinV2Classifier:
     return teacher
 
 
-def _seen_by(source: Source) -> dict[str, str]:
-    """Images in the training manifest of the artifact a model was read from, under names that no other image has."""
-    artifact = source.artifact
-    if artifact is None or MANIFEST not in artifact.lineage.files:
+def seen_by(artifact: ModelArtifact) -> dict[str, str]:
+    """Images in the training manifest of an artifact, under names that no other image has, with their sha256.
+
+    Raises:
+        ArtifactError: When the manifest does not say it.
+    """
+    if MANIFEST not in artifact.lineage.files:
         return {}
     path = artifact.file(MANIFEST)
     try:

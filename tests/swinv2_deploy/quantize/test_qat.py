@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,6 @@ pytest.importorskip("modelopt")
 
 SPEC = QuantizeSpec(calibrator="max", unsigned="always")
 QAT = QatSpec(epochs=2, learning_rate=1e-3, batch_size=7, ranges="learned")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads, and bits are the same for the same number of them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,6 @@ from swinv2_deploy.runtime import OnnxRunner, masks_for
 from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS, saturates
 
 SPEC = QuantizeSpec(calibrator="max", unsigned="always")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

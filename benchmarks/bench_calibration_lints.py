@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.answers import answer_findings, wilson
+from calibration.answers import answer_findings
 from calibration.dataset import ImageFolder
 from calibration.pixels import PixelStatistics, pixel_findings
 from calibration.samples import sample_folder
+from calibration.statistics import wilson_interval
 from reference_model.preprocessing import Preprocessing, read_image
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.export import ExportSpec, export
@@ -214,7 +215,7 @@ def row(
         "failed_gates": [check.name for check in candidate.checks if check.passed is False],
         "cosine": candidate.outputs["logits"].cosine,
         "agreement": classes.agreement if classes else None,
-        "agreement_95": wilson(round(classes.agreement * report.images), report.images) if classes else None,
+        "agreement_95": wilson_interval(round(classes.agreement * report.images), report.images) if classes else None,
         "points_lost": classes.drop if classes else None,
     }
     print(json.dumps(made), flush=True)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.lints import Finding
+from calibration.statistics import wilson_interval
 
 Logits = NDArray[np.float32]
 
@@ -27,7 +28,6 @@ ONE_CLASS = 0.5
 """Share that one class has at most, of four or more."""
 ACCURACY = 0.5
 """Top-1 accuracy that a model fit for use has at least on its calibration images."""
-_NORMAL_95 = 1.959964
 
 
 def answer_findings(
@@ -69,20 +69,9 @@ def advantage(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
     return float(difference.mean()) / error if error > 0 else 0.0
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Bounds of a share with 95 % confidence.
-
-    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (JASA 22, 1927).
-    """
-    share, z2 = hits / count, _NORMAL_95**2
-    center = share + z2 / (2 * count)
-    margin = _NORMAL_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return (center - margin) / (1 + z2 / count), (center + margin) / (1 + z2 / count)
-
-
 def _few_classes(classes: NDArray[np.int64], *, folders: bool) -> list[Finding]:
     most = int(np.bincount(classes).max())
-    if wilson(most, len(classes))[0] <= ONE_CLASS:
+    if wilson_interval(most, len(classes))[0] <= ONE_CLASS:
         return []
     share = most / len(classes)
     whose = "lie in the folder of one class" if folders else "are of one class to the model"
@@ -94,7 +83,7 @@ def _few_classes(classes: NDArray[np.int64], *, folders: bool) -> list[Finding]:
 
 
 def _low_accuracy(hits: NDArray[np.bool_]) -> list[Finding]:
-    if wilson(int(hits.sum()), len(hits))[1] >= ACCURACY:
+    if wilson_interval(int(hits.sum()), len(hits))[1] >= ACCURACY:
         return []
     share = float(hits.mean())
     text = (

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-Z95 = 1.959963984540054
-"""97.5 % quantile of the normal distribution."""
+from calibration.statistics import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,3 @@ class Paired:
         product = a * d - b * c
         corrected = max(product - self.count / 2, 0.0) if product > 0 else float(product)
         return corrected / math.sqrt(margins)
-
-
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
-    """Score interval of a proportion."""
-    share, z2 = hits / count, Z95 * Z95
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return (max(0.0, middle - half), min(1.0, middle + half))

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.answers import FEWEST, advantage, answer_findings, losses, wilson
+from calibration.answers import FEWEST, advantage, answer_findings, losses
 from calibration.errors import CalibrationError
 from calibration.lints import CERTAIN, STATISTICAL, Finding, LintError, require, table_findings
 from calibration.pixels import PixelStatistics, pixel_findings
+from calibration.statistics import wilson_interval
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Array = np.ndarray[Any, Any]
@@ -199,7 +200,7 @@ def test_wilson_equals_scipy(hits: int, count: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(hits, count).proportion_ci(method="wilson")
-    assert wilson(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 # --- findings ----------------------------------------------------------------------------------------------------------

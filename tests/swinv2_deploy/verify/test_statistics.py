@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swinv2_deploy.verify.statistics import Paired, wilson_interval
+from calibration.statistics import wilson_interval
+from swinv2_deploy.verify.statistics import Paired
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 1), (0, 30), (7, 30), (30, 30), (499, 1000)])

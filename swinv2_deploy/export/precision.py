@@ -7,6 +7,8 @@ graph, never names, counts or positions of nodes:
 - *Islands* run in FP32: operators that half precision cannot carry (``SINGLE``), what scales their results directly, the sums that
   a softmax reads, and whatever leads to them from sizes and parameters alone, such as the position-bias MLP.
 - *Moves* (gathers, transpositions, ...) take the type of what they move; casts stand where values are fewest.
+- *Quantization* (Q/DQ pairs) keeps its integers. Its scales are rounded to half precision; a product with a scale that the type
+  cannot hold, one beneath FP16's normal numbers, is an island with its scales in FP32.
 - Integers, booleans and shapes stay as they are.
 
 There is one cast a value and type. The graph's input and outputs stay float32. ``docs/adr/0007`` tells why each island is one.
@@ -28,8 +30,13 @@ DTYPES: Mapping[HalfPrecision, ir.DataType] = {"fp16": ir.DataType.FLOAT16, "bf1
 OPSETS: Mapping[HalfPrecision, int] = {"fp16": 20, "bf16": 22}
 """The first opsets in which every operator of an exported graph takes the type; Conv takes BF16 from 22 on."""
 
+QUANTIZATION = ("QuantizeLinear", "DequantizeLinear")
+
+DIGITS: Mapping[HalfPrecision, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Largest relative error of rounding a normal number."""
+
 ARITHMETIC = frozenset(
-    {"Add", "Conv", "Div", "Gelu", "Gemm", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Relu", "Sub"}
+    {"Add", "Conv", "Div", "Gelu", "Gemm", "LayerNormalization", "MatMul", "Max", "Min", "Mul", "Relu", "Sub", *QUANTIZATION}
 )
 """Operators that run in half precision."""
 
@@ -66,7 +73,7 @@ def half_from_float32(model: ir.Model, precision: HalfPrecision) -> ir.Model:
     """Retype an exported graph in place.
 
     Args:
-        model: Exported FP32 model.
+        model: Exported FP32 model, or such a model with Q/DQ pairs.
         precision: Type of everything outside the islands.
 
     Raises:
@@ -100,7 +107,7 @@ def _float_nodes(graph: ir.Graph) -> Nodes:
             )
         wanted = NUMBERS_FROM.get(node.op_type, None if node.op_type in ARITHMETIC else (0,))
         found[node] = places if wanted is None else tuple(place for place in places if place in wanted)
-        if target == ir.DataType.FLOAT:
+        if target == ir.DataType.FLOAT and node.op_type != "QuantizeLinear":
             floats.update(node.outputs)
     return found
 
@@ -117,6 +124,10 @@ def _islands(graph: ir.Graph, nodes: Nodes, precision: HalfPrecision) -> set[ir.
         classifier = precision == "bf16" and node.op_type == "Gemm" and node.outputs[0] in graph.outputs
         if node.op_type in SINGLE or square or scaling or classifier:
             islands.add(node)
+        if node.op_type == "MatMul":
+            pairs = _quantization_of(node)
+            if any(not _fits(pair.inputs[1], precision) for pair in pairs):
+                islands.update((node, *pairs))
     feeding = set(islands)
     for node in reversed(list(nodes)):
         readers = [reader for output in node.outputs for reader in output.consumers()]
@@ -134,6 +145,23 @@ def _islands(graph: ir.Graph, nodes: Nodes, precision: HalfPrecision) -> set[ir.
         if node in feeding and inside:
             islands.add(node)
     return islands
+
+
+def _quantization_of(product: ir.Node) -> list[ir.Node]:
+    """The Q/DQ nodes right before a product."""
+    dequantized = [node for node in map(_producer, product.inputs) if node and node.op_type == "DequantizeLinear"]
+    quantized = [node for node in (_producer(node.inputs[0]) for node in dequantized) if node and node.op_type == "QuantizeLinear"]
+    return dequantized + quantized
+
+
+def _fits(scale: ir.Value | None, precision: HalfPrecision) -> bool:
+    """Whether half precision holds every scale to its digits; beneath its normal numbers it has fewer, and none at all."""
+    if scale is None or scale.const_value is None:
+        return True
+    exact = scale.const_value.numpy()
+    with np.errstate(over="ignore"):
+        rounded = exact.astype(DTYPES[precision].numpy()).astype(np.float32)
+    return bool((np.abs(rounded - exact) <= exact * DIGITS[precision]).all())
 
 
 def _is_logit_sum(reader: ir.Node, islands: set[ir.Node]) -> bool:
@@ -177,7 +205,8 @@ class _Retyping:
 
     def apply(self) -> None:
         """Insert casts, store parameters, and close the graph in float32."""
-        produced = {output: dtype for node, dtype in self.types.items() for output in node.outputs}
+        floats = {node: dtype for node, dtype in self.types.items() if node.op_type != "QuantizeLinear"}
+        produced = {output: dtype for node, dtype in floats.items() for output in node.outputs}
         for place, output in enumerate(list(self.graph.outputs)):
             if produced.get(output) == self.half:
                 self._close(place, output)

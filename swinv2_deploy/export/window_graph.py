@@ -83,10 +83,11 @@ class StageWindows:
                 self.window = graph.op("Min", size.value, wanted, name="window")
             else:
                 self.window = graph.ints(*self.fixed_window)
-            reach = graph.op(
-                "Add", size.value, graph.op("Sub", self.window, graph.ints(1, 1), name="window_less_1"), name="reach"
-            )
-            self.count = graph.op("Div", reach, self.window, name="window_count")
+            # A fixed window is smaller than the wanted one only where the whole map is one window, so the wanted one counts as well.
+            # TensorRT bounds a quotient by the smallest divisor: by the window itself, it would reserve memory for too many windows.
+            divisor = self.window if policy == "adaptive" else limit
+            less = graph.op("Sub", divisor, graph.ints(1, 1), name="divisor_less_1")
+            self.count = graph.op("Div", graph.op("Add", size.value, less, name="reach"), divisor, name="window_count")
             self.padded = graph.op("Mul", self.count, self.window, name="padded")
             self.window_tokens = graph.op("ReduceProd", self.window, keepdims=1, name="window_tokens")
 

@@ -76,8 +76,8 @@ def _result_type(node: ir.Node, halves: dict[ir.Value, ir.DataType]) -> ir.DataT
     if node.op_type == "Cast":
         to = ir.DataType(node.attributes["to"].as_int())
         return to if to in HALVES else None
-    if node.op_type == "Shape":
-        return None
+    if node.op_type in ("Shape", "QuantizeLinear"):
+        return None  # integers
     return next((halves[value] for value in node.inputs if value in halves), None)
 
 

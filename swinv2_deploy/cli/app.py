@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from swinv2_deploy import __version__
+from swinv2_deploy.cli.compile import compile_command
 from swinv2_deploy.cli.export import export_command
 from swinv2_deploy.cli.list import list_command
 from swinv2_deploy.cli.quantize import quantize_command
@@ -42,6 +43,7 @@ def _root(
 app.command("export")(export_command)
 app.command("train")(train_command)
 app.command("quantize")(quantize_command)
+app.command("compile")(compile_command)
 app.command("verify")(verify_command)
 app.command("list")(list_command)
 

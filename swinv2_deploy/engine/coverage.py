@@ -133,14 +133,14 @@ def _what(layer: LinearLayer) -> str:
 
 
 def _check(what: str, covered: Coverage, missing: list[str], total: int, floor: float | None, option: str) -> None:
-    share = 1 - len(missing) / total
+    done = total - len(missing)
     # A share of counted things: half a one is no shortfall.
-    if floor is None or total - len(missing) >= floor * total - 1e-9:
+    if floor is None or done >= floor * total - 1e-9:
         return
     more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
     raise EngineBuildError(
-        f"{total - len(missing)} of {total} {what} in profile {covered.profile}, {share:.1%}; {option} asks for {floor:.1%}. Not so: "
-        f"{', '.join(missing[:10])}{more}. The engine was not kept; compile an INT8 file with an FP16 rest, or lower the floor."
+        f"{done} of {total} {what} in profile {covered.profile}, {done / total:.1%}; {option} asks for {floor:.1%}. Not "
+        f"so: {', '.join(missing[:10])}{more}. The engine was not kept; compile an INT8 file with an FP16 rest, or lower the floor."
     )
 
 

@@ -229,7 +229,9 @@ def _listed_tensors(text: str) -> list[dict[str, Any]]:
         dtype = re.search(r"Datatype: (\w+)", part)
         name = re.match(r"Name: (.*?), (?:Location|Dimensions): ", part)
         if dims is None or dtype is None or name is None:
-            raise EngineBuildError(f"A tensor in the builder's list of layers has an unknown form: {part[:200]!r}. Please report it.")
+            raise EngineBuildError(
+                f"A tensor in the builder's list of layers has an unknown form: {part[:200]!r}. Please report it."
+            )
         sides = [int(side) for side in dims[1].split(",") if side]
         found.append({"Name": name[1], "Dimensions": sides, "Datatype": dtype[1]})
     return found

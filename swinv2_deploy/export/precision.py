@@ -150,7 +150,9 @@ def _islands(graph: ir.Graph, nodes: Nodes, precision: HalfPrecision) -> set[ir.
 def _quantization_of(product: ir.Node) -> list[ir.Node]:
     """The Q/DQ nodes right before a product."""
     dequantized = [node for node in map(_producer, product.inputs) if node and node.op_type == "DequantizeLinear"]
-    quantized = [node for node in (_producer(node.inputs[0]) for node in dequantized) if node and node.op_type == "QuantizeLinear"]
+    quantized = [
+        node for node in (_producer(node.inputs[0]) for node in dequantized) if node and node.op_type == "QuantizeLinear"
+    ]
     return dequantized + quantized
 
 

@@ -83,8 +83,8 @@ class StageWindows:
                 self.window = graph.op("Min", size.value, wanted, name="window")
             else:
                 self.window = graph.ints(*self.fixed_window)
-            # A fixed window is smaller than the wanted one only where the whole map is one window, so the wanted one counts as well.
-            # TensorRT bounds a quotient by the smallest divisor: by the window itself, it would reserve memory for too many windows.
+            # A fixed window is smaller than the wanted one only where the map is one window: the wanted one counts as well. By the
+            # window itself, TensorRT, which bounds a quotient by its smallest divisor, would reserve memory for too many windows.
             divisor = self.window if policy == "adaptive" else limit
             less = graph.op("Sub", divisor, graph.ints(1, 1), name="divisor_less_1")
             self.count = graph.op("Div", graph.op("Add", size.value, less, name="reach"), divisor, name="window_count")

@@ -14,7 +14,7 @@ from reference_model.config import ConfigError, SwinV2Config
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.errors import RunnerError, SpecError
 from swinv2_deploy.runtime.masks import MASK_INPUT
-from swinv2_deploy.runtime.runner import Precision, Takes, output_names
+from swinv2_deploy.runtime.runner import Precision, Rest, Takes, output_names
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto
@@ -39,6 +39,7 @@ class OnnxFacts:
         size_bytes: The file and its external data.
         external: Names of the files beside it that hold weights.
         takes: Its input: normalized pixels, or photographs as they are decoded.
+        rest: Number format of what is not INT8; that of the whole file where nothing is.
     """
 
     config: SwinV2Config
@@ -49,6 +50,7 @@ class OnnxFacts:
     size_bytes: int
     external: tuple[str, ...] = ()
     takes: Takes = "pixel_values"
+    rest: Rest = "fp32"
 
 
 def read_facts(path: Path) -> OnnxFacts:
@@ -83,6 +85,11 @@ def read_facts(path: Path) -> OnnxFacts:
             f"{path} says it takes photographs and holds a masked image model, which takes a mask beside its pixels; export it "
             "again."
         )
+    rest = values.get("rest", "fp32" if precision in ("int8", "uint8") else precision)
+    if rest not in get_args(Rest):
+        raise RunnerError(
+            f"{path} says that what is not INT8 is {rest!r}; expected one of {list(get_args(Rest))}. Make it again."
+        )
     _check_interface(model.graph, config, path, takes)
     return OnnxFacts(
         config=config,
@@ -93,6 +100,7 @@ def read_facts(path: Path) -> OnnxFacts:
         size_bytes=path.stat().st_size + sum(external.values()),
         external=tuple(external),
         takes=takes,
+        rest=rest,
     )
 
 

@@ -77,12 +77,12 @@ class OnnxRunner:
         # Only where it changes something: on other CPUs the entry could choose a slower kernel for nothing.
         probed = has_integers(self.precision) and provider == "cpu"
         exact = probed and products == "exact" and saturates()
-        cannot = self.precision == "bf16" and provider == "cpu"
+        cannot = self.facts.rest == "bf16" and provider == "cpu"
         self.emulated = cannot if emulated is None else emulated
         self._session = _session(path, threads, provider, exact=exact, emulated=self.emulated)
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
-        self.provider: str = f"{self.precision} emulated, {used}" if self.emulated else used
+        self.provider: str = f"{self.facts.rest} emulated, {used}" if self.emulated else used
         self._options = _frugal_options() if frugal and provider == "cpu" else None
         if frugal:
             _return_freed_memory()

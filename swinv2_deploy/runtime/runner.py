@@ -22,6 +22,8 @@ Array = NDArray[np.float32]
 Images = NDArray[np.float32] | NDArray[np.uint8]
 """What a file takes: normalized pixels, or photographs."""
 Precision = Literal["fp32", "fp16", "bf16", "int8", "uint8"]
+Rest = Literal["fp32", "fp16", "bf16"]
+"""Number format of what an INT8 file does not compute in integers."""
 Provider = Literal["cpu", "cuda", "tensorrt"]
 BackEnd = Literal["onnxruntime", "openvino"]
 """Libraries that run an exported file."""

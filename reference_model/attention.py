@@ -20,6 +20,14 @@ MAX_LOGIT_SCALE = math.log(100.0)
 """The learned temperature is clamped so that a cosine is multiplied by 100 at most."""
 
 
+class Product(nn.Module):
+    """A matrix product of two activations, a module so that both can be observed where they meet."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """(..., M, L) times (..., L, P) is (..., M, P)."""
+        return left @ right
+
+
 class WindowAttention(nn.Module):
     """Self-attention inside each window: ``softmax(cos(q, k) * scale + bias + mask) v``.
 
@@ -46,6 +54,8 @@ class WindowAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.proj = nn.Linear(width, dim)
+        self.qk = Product()
+        self.av = Product()
 
     def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Attend within windows.
@@ -96,14 +106,14 @@ class WindowAttention(nn.Module):
             scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
             precise = torch.promote_types(q.dtype, torch.float32)
             q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
-            logits = q @ k.transpose(-2, -1) * scale
+            logits: Tensor = self.qk(q, k.transpose(-2, -1)) * scale
             logits = logits + bias
             if mask is not None:
                 windows = mask.shape[0]
                 logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
                 logits = logits.view(rows, self.num_heads, tokens, tokens)
             weights = logits.softmax(dim=-1).to(v.dtype)
-        out = (weights @ v).transpose(1, 2).reshape(rows, tokens, -1)
+        out = self.av(weights, v).transpose(1, 2).reshape(rows, tokens, -1)
         projected: Tensor = self.proj(out)
         return projected
 

@@ -278,7 +278,7 @@ def planned_engine(artifact: ModelArtifact, spec: EngineSpec, name: str | None, 
         rest=rest,
         precision=f"int8+{rest}" if rest else source.precision,
         profiles=profiles_of(spec, facts),
-        plan=place_for(artifact, name or (f"{onnx}_{rest}" if rest else onnx), force=force),
+        plan=place_for(artifact, (f"{onnx}_{rest}" if rest else onnx) if name is None else name, force=force),
         backend=choose_backend(spec.backend),
     )
 

@@ -36,7 +36,11 @@ def quantize_command(
         typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse. Default: percentile."),
     ] = None,
     policy: Annotated[
-        str, typer.Option("--policy", help="What is quantized: linear (every linear layer of the blocks) or mlp.")
+        str,
+        typer.Option(
+            "--policy",
+            help="What is quantized: linear (every linear layer of the blocks), mlp, or attention (linear and its products).",
+        ),
     ] = "linear",
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Calibration images to choose. Default: all, 512 at most.")

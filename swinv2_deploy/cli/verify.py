@@ -43,7 +43,11 @@ def verify_command(
         int | None, typer.Option("--threads", min=1, help="CPU threads. Default: each runtime's choice.")
     ] = None,
     runner: Annotated[
-        str, typer.Option("--runner", help="Libraries that run every file: onnxruntime, openvino, or both with a comma.")
+        str,
+        typer.Option(
+            "--runner",
+            help="Libraries that run every file: onnxruntime, openvino, tensorrt (every engine); several with commas.",
+        ),
     ] = "onnxruntime",
     openvino_precision: Annotated[
         str, typer.Option("--openvino-precision", help="f32 or bf16: what OpenVINO computes in where no integers are.")

@@ -46,8 +46,9 @@ def timing_cache(backend: Backend, options: Any, file: str | None) -> Iterator[N
     yield
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with FileLock(path.with_name(f".{path.name}.lock")) as lock:
             _merge(options, path)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def cache_path(backend: Backend, file: str | None) -> Path | None:

@@ -1,6 +1,7 @@
 """The reference model with fake quantizers at its sites: what an INT8 file computes, in PyTorch, with gradients.
 
-The quantizers are ModelOpt's ``TensorQuantizer``, one for what enters a linear layer and one for its weight. A learned range
+The quantizers are ModelOpt's ``TensorQuantizer``, one for what enters a linear layer and one for its weight, or one for an operand
+of a product of activations. A learned range
 goes through ModelOpt's door for other arithmetic: its own learned ranges are for blocks of FP4 alone.
 
 Weights are scaled by the largest magnitude of each output channel at every step, as ``quantize`` scales them when they are done, so
@@ -22,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reference_model.attention import Product
 from swinv2_deploy.errors import BackendMissing, QuantizeError
-from swinv2_deploy.modeling.sites import LEVELS
+from swinv2_deploy.modeling.sites import LEVELS, operand_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,43 +66,96 @@ class FakeQuantLinear(nn.Linear):
         return float(_input_amax(self.input_quantizer).detach())
 
 
+class FakeQuantProduct(nn.Module):
+    """A product of two activations that rounds the operands that are sites to INT8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizers = nn.ModuleDict()
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """(..., M, L) times (..., L, P) is (..., M, P)."""
+        operands = [left, right]
+        for place, quantizer in self.quantizers.items():
+            operands[int(place)] = quantizer(operands[int(place)])
+        return operands[0] @ operands[1]
+
+    def add(self, place: int, amax: float, *, learned: bool) -> None:
+        """Round the operand at a place.
+
+        Raises:
+            QuantizeError: When the range is not positive.
+            BackendMissing: When ModelOpt is not installed.
+        """
+        self.quantizers[str(place)] = _quantizer(amax=amax, learned=learned)
+
+
 def fake_quantize(model: nn.Module, ranges: Mapping[str, float], *, learned: bool = False) -> None:
     """Put fake quantizers at the sites of a model, in place.
 
     Args:
         model: Reference model; its parameters stay the same objects.
-        ranges: Largest magnitude of what enters every site, by the name of its linear layer.
+        ranges: Largest magnitude of what enters every site.
         learned: Whether the ranges are trained with the weights.
 
     Raises:
-        QuantizeError: When a site is no linear layer of the model, or its range is not positive.
+        QuantizeError: When the model has no such site, or its range is not positive.
         BackendMissing: When ModelOpt is not installed.
     """
-    modules = dict(model.named_modules())
-    wrong = sorted(site for site in ranges if not isinstance(modules.get(site), nn.Linear))
+    known = sites_of(model)
+    wrong = sorted(site for site in ranges if site not in known)
     if wrong or not ranges:
-        raise QuantizeError(
-            f"The model has no linear layers {wrong[:5]}; expected at least one site, and ranges of this model."
-        )
+        raise QuantizeError(f"The model has no sites {wrong[:5]}; expected at least one, and ranges of this model.")
+    modules = dict(model.named_modules())
     for site, amax in ranges.items():
-        linear, (parent, _, name) = modules[site], site.rpartition(".")
-        if isinstance(linear, nn.Linear):
-            setattr(modules[parent], name, FakeQuantLinear(linear, amax, learned=learned))
+        module, operand = known[site], operand_of(site)
+        parent, _, name = (operand[0] if operand else site).rpartition(".")
+        if isinstance(module, nn.Linear):
+            setattr(modules[parent], name, FakeQuantLinear(module, amax, learned=learned))
+        elif operand is not None:
+            product = getattr(modules[parent], name)
+            if not isinstance(product, FakeQuantProduct):
+                product = FakeQuantProduct()
+                setattr(modules[parent], name, product)
+            product.add(operand[1], amax, learned=learned)
+
+
+def sites_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Everything in a model that can be a site, with the linear layer or the product that it belongs to."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            found[name] = module
+        elif isinstance(module, Product | FakeQuantProduct):
+            found |= {f"{name}.{place}": module for place in (0, 1)}
+    return found
+
+
+def quantizers_of(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """Site name to its quantizers, that of the activation first, in the order of the model."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, FakeQuantLinear):
+            found[name] = (module.input_quantizer, module.weight_quantizer)
+        elif isinstance(module, FakeQuantProduct):
+            found |= {f"{name}.{place}": (quantizer,) for place, quantizer in module.quantizers.items()}
+    return found
 
 
 def quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
-    """The layers with fake quantizers, by name, in the order of the model."""
+    """The linear layers with fake quantizers, by name, in the order of the model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
 
 
 def ranges_of(model: nn.Module) -> dict[str, float]:
     """Site name to the largest magnitude represented there."""
-    return {name: layer.amax for name, layer in quantized_layers(model).items()}
+    return {site: float(_input_amax(quantizers[0]).detach()) for site, quantizers in quantizers_of(model).items()}
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of the model without its quantizers: what the reference model loads."""
     added = tuple(f"{name}.{part}" for name in quantized_layers(model) for part in ("input_quantizer.", "weight_quantizer."))
+    added += tuple(f"{name}.quantizers." for name, module in model.named_modules() if isinstance(module, FakeQuantProduct))
     return {name: value for name, value in model.state_dict().items() if not name.startswith(added)}
 
 
@@ -111,22 +166,18 @@ def only_quantized(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
     Raises:
         QuantizeError: When one has no fake quantizer.
     """
-    layers, wanted = quantized_layers(model), set(sites)
-    if not wanted <= layers.keys():
+    known, wanted = quantizers_of(model), set(sites)
+    if not wanted <= known.keys():
         raise QuantizeError(
-            f"The sites {sorted(wanted - layers.keys())} have no fake quantizers; expected some of {list(layers)}."
+            f"The sites {sorted(wanted - known.keys())} have no fake quantizers; expected some of {list(known)}."
         )
-    quantizers = [(quantizer, name in wanted) for name, layer in layers.items() for quantizer in _pair(layer)]
+    quantizers = [(quantizer, site in wanted) for site, found in known.items() for quantizer in found]
     before = [quantizer.is_enabled for quantizer, _ in quantizers]
     _switch((quantizer, on) for quantizer, on in quantizers)
     try:
         yield
     finally:
         _switch((quantizer, on) for (quantizer, _), on in zip(quantizers, before, strict=True))
-
-
-def _pair(layer: FakeQuantLinear) -> tuple[Any, Any]:
-    return layer.input_quantizer, layer.weight_quantizer
 
 
 def _switch(quantizers: Iterable[tuple[Any, bool]]) -> None:

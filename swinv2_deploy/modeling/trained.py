@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2, build_model
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError
-from swinv2_deploy.modeling.fake_quant import fake_quantize
+from swinv2_deploy.modeling.fake_quant import fake_quantize, sites_of
 from swinv2_deploy.modeling.io import save_tensors
 
 TRAINED_WEIGHTS = "qat.safetensors"
@@ -91,8 +90,8 @@ def read_trained(path: Path, config: SwinV2Config) -> TrainedForm:
             f"{sorted(shapes)[:5]}; quantize again."
         )
     model.load_state_dict(state)
-    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    wrong = sorted(site for site, amax in ranges.items() if site not in layers or not (math.isfinite(amax) and amax > 0))
+    known = sites_of(model)
+    wrong = sorted(site for site, amax in ranges.items() if site not in known or not (math.isfinite(amax) and amax > 0))
     if wrong or not ranges:
         raise ArtifactError(f"{path} has ranges that do not fit the model, at {wrong[:5]}; quantize again.")
     return TrainedForm(model=model, ranges=ranges)

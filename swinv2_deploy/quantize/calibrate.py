@@ -23,7 +23,7 @@ from reference_model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageErro
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import QuantizeError, SpecError
 from swinv2_deploy.modeling.io import WEIGHTS
-from swinv2_deploy.modeling.sites import quantization_sites
+from swinv2_deploy.modeling.sites import operand_of, quantization_sites
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.runtime import Masks, masks_for
 from swinv2_deploy.runtime.runner import Array
@@ -104,7 +104,7 @@ def calibrate(
         seen = collect(
             model,
             _batches(chosen, recipe, spec.batch_for(recipe.size), progress, masks_for(model.config), pixels),
-            {site: site for site in sites},
+            {site: operand_of(site) or site for site in sites},
             manifest=chosen.manifest(),
             model_sha256=artifact.lineage.files[WEIGHTS],
             calibrator=spec.calibrator,

@@ -19,7 +19,8 @@ from calibration.dataset import ImageFolder
 from reference_model.model import EncoderOutput, SwinV2
 from reference_model.preprocessing import Preprocessing, read_image
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.modeling.fake_quant import fake_quantize, only_quantized, quantized_layers
+from swinv2_deploy.modeling.fake_quant import fake_quantize, only_quantized, quantizers_of
+from swinv2_deploy.modeling.sites import operand_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,12 +135,18 @@ def _first(outputs: object) -> Tensor:
 def _macs(model: nn.Module, image: Tensor) -> dict[str, float]:
     counts: dict[str, float] = {}
     hooks = []
-    for name, layer in quantized_layers(model).items():
+    sites = quantizers_of(model)
+    modules = dict(model.named_modules())
+    for site in sites:
+        operand = operand_of(site)
+        module = modules[operand[0] if operand else site]
 
-        def count(_: nn.Module, arguments: tuple[Tensor], name: str = name, width: int = layer.out_features) -> None:
-            counts[name] = float(arguments[0].numel() * width)
+        def count(layer: nn.Module, arguments: tuple[Tensor, ...], site: str = site) -> None:
+            # Each operand of a product stands for half of it.
+            width = layer.out_features if isinstance(layer, nn.Linear) else arguments[1].shape[-1] / 2
+            counts[site] = float(arguments[0].numel() * width)
 
-        hooks.append(layer.register_forward_pre_hook(count))
+        hooks.append(module.register_forward_pre_hook(count))
     model(image)
     for hook in hooks:
         hook.remove()

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.modeling.sites import LEVELS
+from swinv2_deploy.modeling.sites import LEVELS, operand_of
 
 Flavor = Literal["int8", "uint8"]
 
@@ -32,11 +32,11 @@ MOVES = ("Gather", "Pad", "Reshape")
 
 
 def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int8") -> ir.Model:
-    """Quantize the Gemms named in ``amax`` in place.
+    """Quantize the Gemms, and the operands of MatMuls, named in ``amax`` in place.
 
     Args:
         model: Exported FP32 model.
-        amax: Largest magnitude of every site's activation, by the name of its Gemm.
+        amax: Largest magnitude of every site's activation, by site. A site is a Gemm, or an operand of a product of activations.
         flavor: ``int8`` is symmetric signed Q/DQ in standard ONNX, what TensorRT needs. ``uint8`` is the same numbers with 128
             added, multiplied by ONNX Runtime's ``MatMulIntegerToFloat``.
 
@@ -44,16 +44,25 @@ def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int
         QuantizeError: When a site is not in the graph, or its scale or weight is zero or not finite.
     """
     gemms = {node.name: node for node in model.graph if node.op_type == "Gemm"}
-    missing = sorted(set(amax) - set(gemms))
+    products = {node.name: node for node in model.graph if node.op_type == "MatMul"}
+    operands = {site: found for site, found in ((site, operand_of(site)) for site in amax) if found and found[0] in products}
+    missing = sorted(set(amax) - set(gemms) - set(operands))
     if missing:
-        raise QuantizeError(f"The graph has no Gemm named {missing[:5]}; the calibration table belongs to another model.")
+        raise QuantizeError(
+            f"The graph has no Gemm or product of activations for {missing[:5]}; the calibration table belongs to another model."
+        )
+    for name in dict.fromkeys(product for product, place in operands.values() if place == 0):
+        _scale_behind(model.graph, products[name])
     for name, largest in amax.items():
         if not np.isfinite(largest) or largest <= 0:
             raise QuantizeError(
                 f"The range of {name} is {largest}; expected a positive number. Calibrate again on real images."
             )
         scale = np.asarray(largest / LEVELS, np.float32)
-        if flavor == "int8":
+        if name in operands:
+            product, place = operands[name]
+            _quantize_operand(model.graph, products[product], place, scale, flavor)
+        elif flavor == "int8":
             _quantize_gemm(model.graph, gemms[name], scale)
         else:
             _integer_product(model.graph, gemms[name], scale)
@@ -100,6 +109,39 @@ def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -
     _take_place(node.outputs[0], new[-1].outputs[0])
     graph.insert_before(node, new)
     graph.remove(node, safe=True)
+
+
+def _quantize_operand(graph: ir.Graph, node: ir.Node, place: int, scale: NDArray[np.float32], flavor: Flavor) -> None:
+    """Put a Q/DQ pair before one operand of a product of activations."""
+    zero = np.asarray(0, np.int8) if flavor == "int8" else np.asarray(128, np.uint8)
+    name = f"{node.name}.{place}"
+    parameters = _initializers(graph, name, {"scale": scale, "zero_point": zero})
+    quantized = ir.node("QuantizeLinear", [node.inputs[place], *parameters], name=f"{name}.quantize")
+    dequantized = ir.node("DequantizeLinear", [quantized.outputs[0], *parameters], name=f"{name}.dequantize")
+    for made in (quantized, dequantized):
+        made.outputs[0].name = made.name
+    graph.insert_before(node, [quantized, dequantized])
+    node.replace_input_with(place, dequantized.outputs[0])
+
+
+def _scale_behind(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a product be scaled behind it where its left operand was scaled before: what is quantized is what the model quantizes.
+
+    Normalized queries reach 1 in every head. Scaled by the heads' temperatures, one range would have to hold them all.
+    """
+    left = node.inputs[0]
+    scaling = left.producer() if left is not None else None
+    if scaling is None or scaling.op_type != "Mul" or not str(scaling.name).endswith("q_scaled"):
+        return
+    node.replace_input_with(0, scaling.inputs[0])
+    product = node.outputs[0]
+    scaled = ir.node("Mul", [product, scaling.inputs[1]], name=f"{node.name}.scaled")
+    scaled.outputs[0].name = scaled.name
+    scaled.outputs[0].type, scaled.outputs[0].shape = product.type, product.shape
+    ir.convenience.replace_all_uses_with(product, scaled.outputs[0])
+    scaled.replace_input_with(0, product)
+    graph.insert_after(node, scaled)
+    graph.remove(scaling, safe=True)
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:

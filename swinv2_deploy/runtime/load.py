@@ -28,9 +28,11 @@ def load_runner(
 ) -> FileRunner:
     """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
 
+    In TensorRT it is that of ``engines/<name>.plan``, after its sidecar was compared with the artifact and this machine.
+
     Args:
         artifact: Artifact with that file.
-        name: Name of the file without suffix.
+        name: Name of the file, or of the engine, without suffix.
         back_end: Library that runs it.
         threads: CPU threads; None leaves the library's choice.
         provider: Execution provider, for ONNX Runtime.
@@ -43,6 +45,10 @@ def load_runner(
         RunnerError: When the library refuses it.
         BackendMissing: When the library, the provider or the precision is not usable on this machine.
     """
+    if back_end == "tensorrt":
+        from swinv2_deploy.runtime.tensorrt.runner import TensorRtRunner
+
+        return TensorRtRunner(artifact, name)
     path = artifact.file(f"onnx/{name}.onnx")
     for extra in artifact.lineage.files:
         if extra.startswith(f"onnx/{name}.onnx"):

@@ -25,8 +25,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "uint8"]
 Rest = Literal["fp32", "fp16", "bf16"]
 """Number format of what an INT8 file does not compute in integers."""
 Provider = Literal["cpu", "cuda", "tensorrt"]
-BackEnd = Literal["onnxruntime", "openvino"]
-"""Libraries that run an exported file."""
+BackEnd = Literal["onnxruntime", "openvino", "tensorrt"]
+"""Libraries that run an exported file, or an engine that was compiled from one."""
 FloatPrecision = Literal["f32", "bf16"]
 """What OpenVINO computes everything in that is not an integer."""
 ProductMode = Literal["exact", "fast"]

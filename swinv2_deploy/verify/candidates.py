@@ -26,20 +26,31 @@ def load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, File
         RunnerError: When a back end refuses a file.
         BackendMissing: When a back end is not usable here.
     """
-    known = list(artifact.onnx_files)
-    unknown = [name for name in spec.candidates if name not in known]
-    if not known:
-        raise ArtifactError(f"{artifact.path} has no ONNX file; make one with 'swinv2-deploy export'.")
-    if unknown:
-        raise SpecError(f"{artifact.name} has no ONNX file named {unknown}; it has {known}.")
     runners = {}
     for back_end in spec.back_ends:
+        known = _known(artifact, back_end)
+        unknown = [name for name in spec.candidates if name not in known]
+        if unknown:
+            kind = "engine" if back_end == "tensorrt" else "ONNX file"
+            raise SpecError(f"{artifact.name} has no {kind} named {unknown}; it has {known}.")
         for name in dict.fromkeys(spec.candidates) or known:
             if back_end == "openvino" and name == ONNX_RUNTIME_ONLY and not spec.candidates:
                 continue
             label = name if back_end == spec.back_ends[0] else f"{name} in {BACK_ENDS[back_end]}"
             runners[label] = load_candidate(artifact, name, back_end, spec)
     return runners
+
+
+def _known(artifact: ModelArtifact, back_end: BackEnd) -> list[str]:
+    """Names of the files that a back end can run, or of the engines."""
+    if back_end == "tensorrt":
+        known = sorted(path.stem for path in (artifact.path / "engines").glob("*.plan"))
+        missing = "engine; make one with 'swinv2-deploy compile'"
+    else:
+        known, missing = list(artifact.onnx_files), "ONNX file; make one with 'swinv2-deploy export'"
+    if not known:
+        raise ArtifactError(f"{artifact.path} has no {missing}.")
+    return known
 
 
 def load_candidate(artifact: ModelArtifact, name: str, back_end: BackEnd, spec: VerifySpec) -> FileRunner:
@@ -81,6 +92,8 @@ def back_end_notices(runners: Mapping[str, FileRunner], artifact: ModelArtifact,
 
 def saturates(back_end: BackEnd) -> bool:
     """Whether a back end, left alone, saturates products of integers on this CPU."""
+    if back_end == "tensorrt":
+        return False  # it does not use the CPU
     if back_end == "openvino":
         from swinv2_deploy.runtime import openvino_runner
 
@@ -102,4 +115,9 @@ def back_end_versions(spec: VerifySpec) -> dict[str, str]:
         import openvino
 
         versions["openvino"] = str(openvino.__version__)
+    if "tensorrt" in spec.back_ends:
+        from swinv2_deploy.runtime.tensorrt import choose_backend
+
+        backend = choose_backend()
+        versions[backend.name] = backend.version
     return versions

@@ -21,7 +21,7 @@ from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
 
 SCHEMA = 1
 
-BACK_ENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+BACK_ENDS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 """What back ends are called in sentences."""
 
 

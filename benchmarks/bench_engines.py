@@ -59,6 +59,7 @@ def cases() -> list[Case]:
     free = ResolutionRange(min=(128, 128), opt=(256, 256), max=(512, 512))
     wide = Profile(min=(1, 128, 128), opt=(4, 256, 256), max=(8, 512, 512))
     large = ResolutionRange(min=(192, 192), opt=(384, 384), max=(512, 512))
+    larger = replace(large, min=(384, 384))
     found = [
         Case(
             "bundled, dynamic",
@@ -77,6 +78,7 @@ def cases() -> list[Case]:
         *found,
         Case("base window 24, static", base, one(384), fixed(1, 384)),
         Case("base window 24, dynamic", base, large, Profile(min=(1, 192, 192), opt=(1, 384, 384), max=(2, 512, 512))),
+        Case("base window 24, from 384 px", base, larger, Profile(min=(1, 384, 384), opt=(1, 384, 384), max=(2, 512, 512))),
     ]
 
 

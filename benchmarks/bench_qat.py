@@ -23,7 +23,7 @@ from swinv2_deploy.artifacts import ModelArtifact, read_artifact
 from swinv2_deploy.export import ExportSpec, export
 from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
 from swinv2_deploy.pipeline import judge, judge_methods, quantize_aware
-from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec, as_ranges
+from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec, as_policy, as_ranges
 
 
 def main() -> None:
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the training")
     parser.add_argument("--ranges", default="frozen,learned", help="what becomes of the ranges")
     parser.add_argument("--calibrator", default="percentile", help="calibrator that training starts from")
+    parser.add_argument("--policy", default="linear", help="which sites are quantized; other rows are named after it")
     parser.add_argument("--images", type=int, default=256, help="calibration images")
     parser.add_argument("--epochs", type=int, default=QatSpec().epochs)
     parser.add_argument("--lr", type=float, default=QatSpec().learning_rate)
@@ -54,7 +55,13 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     if held is None:
         raise SystemExit(f"{arguments.data} has no train and val; expected a folder with both.")
     artifact = source(arguments.model, folder)
-    spec = QuantizeSpec(calibrator=arguments.calibrator, images=min(arguments.images, len(images)), unsigned="never")
+    spec = QuantizeSpec(
+        calibrator=arguments.calibrator,
+        images=min(arguments.images, len(images)),
+        unsigned="never",
+        policy=as_policy(arguments.policy),
+    )
+    suffix = "" if spec.policy == "linear" else f", {spec.policy}"
     facts = {
         "model": artifact.name,
         "weights_sha256": artifact.lineage.files["model.safetensors"],
@@ -82,7 +89,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     methods = arguments.methods.split(",")
     if "ptq" in methods:
         for verdict in judge_methods(artifact, None, spec, images, held):
-            add(asdict(verdict))
+            add(asdict(verdict) | {"form": verdict.form + suffix * (verdict.form != "fp32")})
     for ranges in arguments.ranges.split(",") if "qat" in methods else ():
         for seed in (int(text) for text in arguments.seeds.split(",")):
             qat = QatSpec(
@@ -92,8 +99,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
                 ranges=as_ranges(ranges),
                 seed=seed,
             )
-            name = f"qat, {ranges} ranges, seed {seed}"
-            run = arguments.run / f"{artifact.name}-{ranges}-{seed}"
+            name = f"qat, {ranges} ranges, seed {seed}{suffix}"
+            run = arguments.run / f"{artifact.name}-{ranges}-{seed}{suffix.replace(', ', '-')}"
             made = quantize_aware(artifact, spec, qat, images, folder / f"{ranges}-{seed}", run=run).artifact
             history = json.loads(made.file("qat_history.json").read_text())
             add(asdict(judge(made, held, name)) | {"recipe": qat.to_dict(), "history": history})

@@ -53,9 +53,9 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
-        self.proj = nn.Linear(width, dim)
         self.qk = Product()
         self.av = Product()
+        self.proj = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None) -> Tensor:
         """Attend within windows.

@@ -62,8 +62,8 @@ def quantize_command(
     method: Annotated[
         str, typer.Option("--method", help="ptq quantizes the weights as they are, qat trains them with their rounding first.")
     ] = "ptq",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 2.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 2e-5.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 1.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 1e-6.")] = None,
     train_batch: Annotated[
         int | None, typer.Option("--train-batch", min=1, help="qat: images a step. Default: 32, or all where there are fewer.")
     ] = None,

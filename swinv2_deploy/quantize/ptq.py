@@ -38,6 +38,7 @@ from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
+from swinv2_deploy.quantize import sweep_picture
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
 from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
@@ -53,7 +54,7 @@ from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import FROM_IMAGES, OnnxFacts, append_metadata, read_facts
 
 SENSITIVITY = "sensitivity.json"
-OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, TRAINED_WEIGHTS, QAT_HISTORY)
+OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, sweep_picture.PICTURE, TRAINED_WEIGHTS, QAT_HISTORY)
 """Files that a quantization writes: those of an earlier one are not taken over."""
 WORTH_KEEPING = 1.03
 """``model_uint8.onnx`` is kept where it is at least this many times as fast as ``model_int8.onnx``."""
@@ -148,6 +149,8 @@ def quantize(
             rest = readable(unused(images, ranges.chosen, spec.tuning_images, spec.seed))[0]
             sensitivity, choice = search(model, artifact.preprocessing, table.amax, rest, spec, searched)
             write_json(folder / SENSITIVITY, sensitivity.to_dict() | {"choice": choice.to_dict() if choice else None})
+            if sweep_picture.drawable():
+                sweep_picture.draw(sensitivity, folder / sweep_picture.PICTURE)
             table = table.only(choice.sites) if choice else table
         _save(table, folder / TABLE)
         drawn = drawable(table)

@@ -105,8 +105,8 @@ class QatSpec:
         seed: Seeds order and augmentation.
     """
 
-    epochs: int = 2
-    learning_rate: float = 2e-5
+    epochs: int = 1
+    learning_rate: float = 1e-6
     batch_size: int = 32
     ranges: Ranges = "frozen"
     distill_weight: float = 1.0

@@ -56,31 +56,40 @@ class CudaDevice:
         self._device = torch.device("cuda", 0)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of the GPU."""
         return torch.empty(shape, dtype=dtype, device=self._device)
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Page-locked memory of the host."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def stream(self) -> Any:
-        return torch.cuda.Stream(self._device)
+        """A stream of its own."""
+        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def handle(self, stream: Any) -> int:
+        """The address of the stream."""
         return int(stream.cuda_stream)
 
     def copy(self, target: Tensor, source: Tensor, stream: Any) -> None:
+        """Queue a copy."""
         with torch.cuda.stream(stream):
             target.copy_(source, non_blocking=True)
 
     def wait_for_caller(self, stream: Any) -> None:
+        """Begin behind the current stream of PyTorch."""
         stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def let_caller_wait(self, stream: Any) -> None:
+        """Let the current stream of PyTorch wait."""
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def synchronize(self, stream: Any) -> None:
+        """Wait until the stream is empty."""
         stream.synchronize()
 
     def record(self, work: Callable[[], None], stream: Any) -> Callable[[], None]:
+        """Capture a CUDA graph."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             work()

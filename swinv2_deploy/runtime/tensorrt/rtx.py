@@ -24,9 +24,11 @@ class TensorRtRtx(Backend):
     has_timing_cache: ClassVar[bool] = False
 
     def network_flags(self) -> int:
+        """The flag that asks for strong typing."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def set_targets(self, options: Any, names: Sequence[str]) -> None:
+        """Compile for these compute capabilities: ``8.6``, ``sm86`` and ``86`` are the same."""
         known = self._known()
         wanted = [re.sub(r"^sm_?", "", name.strip().lower()).replace(".", "") for name in names]
         unknown = [name for name, digits in zip(names, wanted, strict=True) if digits not in known]
@@ -41,6 +43,7 @@ class TensorRtRtx(Backend):
                 options.set_compute_capability(known[digits], place)
 
     def targets(self, options: Any) -> tuple[str, ...]:
+        """The compute capabilities asked for, or every GPU it supports."""
         count = options.num_compute_capabilities
         names = [options.get_compute_capability(place).name for place in range(count)]
         return tuple(_dotted(name.removeprefix("SM")) for name in names) or self.default_targets
@@ -50,6 +53,7 @@ class TensorRtRtx(Backend):
         return ("every GPU it supports",)
 
     def set_compatibility(self, options: Any, *, version: bool, hardware: bool) -> None:
+        """Refuse both: it has another way for one and none for the other."""
         if version:
             # Its builder takes the flag and fails at the end for want of a library that it does not ship.
             raise SpecError(
@@ -59,12 +63,14 @@ class TensorRtRtx(Backend):
             raise SpecError(f"Engines of {self.flavor} run on every GPU of their --target; leave --hardware-compatible out.")
 
     def validity(self, runtime: Any, plan: bytes) -> str | None:
+        """What the runtime says of a plan before it is loaded."""
         verdict, details = runtime.get_engine_validity(plan)
         if verdict == self.trt.EngineValidity.INVALID:
             return f"{self.flavor} says that this machine cannot run it (diagnostics {details:#x})"
         return None
 
     def create_context(self, engine: Any, cache: Path | None = None) -> Any:
+        """A context that compiles its kernels when it first runs, or finds them in ``cache``."""
         config = engine.create_runtime_config()
         kept = config.create_runtime_cache()
         if cache is not None and cache.is_file():
@@ -73,6 +79,7 @@ class TensorRtRtx(Backend):
         return engine.create_execution_context(config)
 
     def keep_cache(self, context: Any, cache: Path) -> None:
+        """Write the kernels that a context compiled, atomically."""
         content = bytes(context.get_runtime_config().get_runtime_cache().serialize())
         descriptor, name = tempfile.mkstemp(prefix=f".{cache.name}.", suffix=".tmp", dir=cache.parent)
         temporary = Path(name)

@@ -26,9 +26,11 @@ class TensorRt10(Backend):
         self.gpu = gpu
 
     def network_flags(self) -> int:
+        """The flag that asks for strong typing."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     def set_targets(self, options: Any, names: Sequence[str]) -> None:
+        """Refuse any: the GPU at hand is built for."""
         if names:
             raise SpecError(
                 f"{self.flavor} builds for the GPU at hand, {self.gpu}, not for {', '.join(names)}; leave --target out, or use "
@@ -36,6 +38,7 @@ class TensorRt10(Backend):
             )
 
     def targets(self, options: Any) -> tuple[str, ...]:
+        """The GPU at hand."""
         return self.default_targets
 
     @property

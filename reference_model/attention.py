@@ -20,6 +20,17 @@ MAX_LOGIT_SCALE = math.log(100.0)
 """The learned temperature is clamped so that a cosine is multiplied by 100 at most."""
 
 
+class Product(nn.Module):
+    """Where the two tensors of a batched product meet: ``a @ b``.
+
+    It has no parameters. As a module it lets both tensors be watched from outside by name, as a linear layer lets its input.
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(..., m, c) and (..., c, n) to (..., m, n)."""
+        return a @ b
+
+
 class WindowAttention(nn.Module):
     """Self-attention inside each window: ``softmax(cos(q, k) * scale + bias + mask) v``.
 
@@ -45,6 +56,8 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
+        self.qk = Product()  # of normalized queries and keys
+        self.av = Product()  # of attention weights and values
         self.proj = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None) -> Tensor:
@@ -96,14 +109,14 @@ class WindowAttention(nn.Module):
             scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
             precise = torch.promote_types(q.dtype, torch.float32)
             q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
-            logits = q @ k.transpose(-2, -1) * scale
+            logits = self.qk(q, k.transpose(-2, -1)) * scale
             logits = logits + bias
             if mask is not None:
                 windows = mask.shape[0]
                 logits = logits.view(-1, windows, self.num_heads, tokens, tokens) + mask[:, None]
                 logits = logits.view(rows, self.num_heads, tokens, tokens)
             weights = logits.softmax(dim=-1).to(v.dtype)
-        out = (weights @ v).transpose(1, 2).reshape(rows, tokens, -1)
+        out = self.av(weights, v).transpose(1, 2).reshape(rows, tokens, -1)
         projected: Tensor = self.proj(out)
         return projected
 

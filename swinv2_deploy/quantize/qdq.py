@@ -7,13 +7,17 @@ The bias is written as the subtraction of its negative, the same number bit for 
 MatMul to a Gemm before it looks for integers, and then multiplies in float.
 ONNX Runtime turns MatMul into its fastest integer kernel when it loads the file, TensorRT into INT8 GEMMs.
 
+A batched product gets a pair at both inputs, each with one scale. What is rounded in queries by keys are the normalized vectors, as
+in the reference: the temperature, which the exported graph multiplies into the queries, moves behind the product. One scale then
+serves heads of every temperature, and none loses steps to the hottest.
+
 The ``uint8`` flavor is for ONNX Runtime on a CPU alone: the same scales and weights, written as the operator whose kernel is
 fastest there, with the bias left in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.modeling.sites import LEVELS
+from swinv2_deploy.modeling.sites import LEVELS, input_names, ranges_by_site
 
 Flavor = Literal["int8", "uint8"]
 
@@ -32,31 +36,37 @@ MOVES = ("Gather", "Pad", "Reshape")
 
 
 def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int8") -> ir.Model:
-    """Quantize the Gemms named in ``amax`` in place.
+    """Quantize the Gemms and batched products named in ``amax`` in place.
 
     Args:
         model: Exported FP32 model.
-        amax: Largest magnitude of every site's activation, by the name of its Gemm.
+        amax: Largest magnitude of every activation that enters a site, by name.
         flavor: ``int8`` is symmetric signed Q/DQ in standard ONNX, what TensorRT needs. ``uint8`` is the same numbers with 128
             added, multiplied by ONNX Runtime's ``MatMulIntegerToFloat``.
 
     Raises:
-        QuantizeError: When a site is not in the graph, or its scale or weight is zero or not finite.
+        QuantizeError: When a site is not in the graph or lacks a range, or its scale or weight is zero or not finite.
     """
-    gemms = {node.name: node for node in model.graph if node.op_type == "Gemm"}
-    missing = sorted(set(amax) - set(gemms))
+    sites = ranges_by_site(amax)
+    nodes = {node.name: node for node in model.graph if node.op_type in ("Gemm", "MatMul")}
+    missing = sorted(site for site in sites if site not in nodes or nodes[site].op_type != _operator(site))
     if missing:
-        raise QuantizeError(f"The graph has no Gemm named {missing[:5]}; the calibration table belongs to another model.")
+        raise QuantizeError(
+            f"The graph has no {_operator(missing[0])} named {missing[:5]}; the calibration table belongs to another model."
+        )
     for name, largest in amax.items():
         if not np.isfinite(largest) or largest <= 0:
             raise QuantizeError(
                 f"The range of {name} is {largest}; expected a positive number. Calibrate again on real images."
             )
-        scale = np.asarray(largest / LEVELS, np.float32)
-        if flavor == "int8":
-            _quantize_gemm(model.graph, gemms[name], scale)
+    for site, ranges in sites.items():
+        scales = [np.asarray(largest / LEVELS, np.float32) for largest in ranges]
+        if nodes[site].op_type == "MatMul":
+            _quantize_batched(model.graph, nodes[site], scales, flavor)
+        elif flavor == "int8":
+            _quantize_gemm(model.graph, nodes[site], scales[0])
         else:
-            _integer_product(model.graph, gemms[name], scale)
+            _integer_product(model.graph, nodes[site], scales[0])
     if flavor == "uint8":
         model.graph.opset_imports[CPU_DOMAIN] = 1
     for unused in [name for name, value in model.graph.initializers.items() if not value.uses()]:
@@ -100,6 +110,65 @@ def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -
     _take_place(node.outputs[0], new[-1].outputs[0])
     graph.insert_before(node, new)
     graph.remove(node, safe=True)
+
+
+def _quantize_batched(graph: ir.Graph, node: ir.Node, scales: Sequence[NDArray[np.float32]], flavor: Flavor) -> None:
+    """Round both inputs of a MatMul of two activations: behind Q/DQ pairs, or as bytes in a product of integers."""
+    site = str(node.name)
+    scaling = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if scaling is not None and scaling.op_type == "Mul":
+        node = _scale_behind(graph, node, scaling)
+    # Unsigned by unsigned is exact on every CPU, and the second tensor is no weight that could be prepared for signs.
+    offset = np.asarray(0, np.int8) if flavor == "int8" else np.asarray(128, np.uint8)
+    stored = []
+    for place, (name, scale) in enumerate(zip(input_names(site), scales, strict=True)):
+        activation = _initializers(graph, name, {"scale": scale, "zero_point": offset})
+        made = [ir.node("QuantizeLinear", [node.inputs[place], *activation], name=f"{name}.quantize")]
+        if flavor == "int8":
+            made.append(ir.node("DequantizeLinear", [made[0].outputs[0], *activation], name=f"{name}.dequantize"))
+        for new in made:
+            new.outputs[0].name = new.name
+        graph.insert_before(node, made)
+        node.replace_input_with(place, made[-1].outputs[0])
+        stored.append(activation)
+    if flavor == "uint8":
+        (first, first_offset), (second, second_offset) = stored
+        inputs = [node.inputs[0], _before_transpose(graph, node.inputs[1]), first, second, first_offset, second_offset]
+        product = ir.node("MatMulIntegerToFloat", inputs, domain=CPU_DOMAIN, name=site)
+        _take_place(node.outputs[0], product.outputs[0])
+        graph.insert_before(node, product)
+        graph.remove(node, safe=True)
+
+
+def _scale_behind(graph: ir.Graph, node: ir.Node, scaling: ir.Node) -> ir.Node:
+    """Multiply the result of a MatMul instead of its first input (..., m, c), by what is the same in all of m and c."""
+    values, factor = scaling.inputs
+    product = ir.node("MatMul", [values, node.inputs[1]], name=node.name)
+    product.outputs[0].name = f"{node.name}.product"
+    scaled = ir.node("Mul", [product.outputs[0], factor], name=scaling.name)
+    _take_place(node.outputs[0], scaled.outputs[0])
+    graph.insert_before(node, [product, scaled])
+    graph.remove([node, scaling], safe=True)
+    return product
+
+
+def _before_transpose(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
+    """Quantize before a transposition instead of behind it, so that it moves bytes; the value to read then."""
+    quantize = None if value is None else value.producer()
+    moved = None if quantize is None else quantize.inputs[0]
+    transpose = None if moved is None else moved.producer()
+    if quantize is None or transpose is None or transpose.op_type != "Transpose" or len(transpose.outputs[0].uses()) > 1:
+        return value
+    quantize.replace_input_with(0, transpose.inputs[0])
+    transpose.replace_input_with(0, value)
+    transpose.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    graph.remove(transpose)
+    graph.insert_after(quantize, transpose)
+    return transpose.outputs[0]
+
+
+def _operator(site: str) -> str:
+    return "Gemm" if len(input_names(site)) == 1 else "MatMul"
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:

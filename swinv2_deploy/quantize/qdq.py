@@ -115,9 +115,8 @@ def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -
 def _quantize_batched(graph: ir.Graph, node: ir.Node, scales: Sequence[NDArray[np.float32]], flavor: Flavor) -> None:
     """Round both inputs of a MatMul of two activations: behind Q/DQ pairs, or as bytes in a product of integers."""
     site = str(node.name)
-    scaling = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if scaling is not None and scaling.op_type == "Mul":
-        node = _scale_behind(graph, node, scaling)
+    if site.endswith(".qk"):
+        node = _temperature_behind(graph, node)
     # Unsigned by unsigned is exact on every CPU, and the second tensor is no weight that could be prepared for signs.
     offset = np.asarray(0, np.int8) if flavor == "int8" else np.asarray(128, np.uint8)
     stored = []
@@ -140,8 +139,14 @@ def _quantize_batched(graph: ir.Graph, node: ir.Node, scales: Sequence[NDArray[n
         graph.remove(node, safe=True)
 
 
-def _scale_behind(graph: ir.Graph, node: ir.Node, scaling: ir.Node) -> ir.Node:
-    """Multiply the result of a MatMul instead of its first input (..., m, c), by what is the same in all of m and c."""
+def _temperature_behind(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Multiply queries by keys with the temperature instead of the queries; the product of normalized vectors."""
+    scaling = None if node.inputs[0] is None else node.inputs[0].producer()
+    if scaling is None or scaling.op_type != "Mul":
+        raise QuantizeError(
+            f"The queries of {node.name} come from {'the input' if scaling is None else scaling.op_type}; expected normalized "
+            "queries times their temperature, as this version exports them. Export again."
+        )
     values, factor = scaling.inputs
     product = ir.node("MatMul", [values, node.inputs[1]], name=node.name)
     product.outputs[0].name = f"{node.name}.product"

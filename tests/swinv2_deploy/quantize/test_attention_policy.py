@@ -246,6 +246,15 @@ def test_one_range_of_a_product_is_not_enough(tiny_artifact: ModelArtifact) -> N
         fake_quantize(load_model(tiny_artifact), absent)
 
 
+def test_queries_without_their_temperature_before_the_product_are_refused(tiny_artifact: ModelArtifact) -> None:
+    """Their range is that of normalized vectors: anything else would be clipped."""
+    model = ir.load(tiny_artifact.onnx_files["model"])
+    [scaling] = [node for node in model.graph if node.name == "layers.0.blocks.0.attn.q_scaled"]
+    scaling.op_type = "Div"
+    with pytest.raises(QuantizeError, match=r"queries of layers\.0\.blocks\.0\.attn\.qk come from Div; expected normalized"):
+        insert_qdq(model, {f"layers.0.blocks.0.attn.qk.{name}": 1.0 for name in "qk"})
+
+
 def test_a_table_of_another_policy_is_refused(result: QuantizeResult, tiny_artifact: ModelArtifact, tmp_path: Path) -> None:
     with pytest.raises(LintError, match=r"lacks 0 sites .* and has 16 unknown"):
         quantize(tiny_artifact, replace(SPEC, policy="linear"), None, tmp_path / "q", table=result.table)

@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     files = sorted((folder / "percentile" / "onnx").glob("*.onnx"))
     size = fp32.preprocessing.size
     return {
-        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "machine": {"processor": processor(), "python": platform.python_version()},
         "calibration_images": min(arguments.images, len(images)),
         "static": arguments.static,
         "rows": rows,
@@ -138,7 +138,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name of the processor where the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -107,26 +107,17 @@ def work(folder: Path, pipe: Connection, torn_save: int) -> None:
     """Train in this process, telling each step; half way through checkpoint number ``torn_save``, tell it and wait for the end."""
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    gradients, saves = Stepper._gradients, 0
+    gradients = Stepper._gradients
 
     def failing(self: Stepper, state: TrainingState, batch: Tensor, targets: Tensor) -> float:
         loss = gradients(self, state, batch, targets)
         return float("nan") if state.step == FAILS_AT and state.rate_factor == 1 else loss
 
-    def torn(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        nonlocal saves
-        saves += 1
-        save_file(tensors, path, metadata)
-        if saves == torn_save:
-            os.truncate(path, path.stat().st_size // 2)
-            pipe.send("save")
-            signal.pause()
-
     def tell(figures: dict[str, Any]) -> None:
         if "steps" in figures:
             pipe.send(figures["step"])
 
-    with patch.object(Stepper, "_gradients", failing), patch.object(checkpoint, "save_tensors", torn):
+    with patch.object(Stepper, "_gradients", failing), patch.object(checkpoint, "save_tensors", torn(pipe, torn_save)):
         result = train(
             toy(),
             SPEC,
@@ -141,12 +132,32 @@ def work(folder: Path, pipe: Connection, torn_save: int) -> None:
     pipe.send("end")
 
 
-def run(folder: Path, dies: Callable[[Any], bool], torn_save: int = 0) -> str:
+Task = Callable[[Path, Connection, int], None]
+"""What runs in the process: in a folder, telling what it does, until it has torn a file of this number."""
+
+
+def torn(pipe: Connection, which: int, word: str = "save") -> Callable[[dict[str, Tensor], Path, dict[str, str]], None]:
+    """What writes tensors to a file, and half way through file number ``which`` tells a word and waits for the end."""
+    saves = 0
+
+    def write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        nonlocal saves
+        saves += 1
+        save_file(tensors, path, metadata)
+        if saves == which:
+            os.truncate(path, path.stat().st_size // 2)
+            pipe.send(word)
+            signal.pause()
+
+    return write
+
+
+def run(folder: Path, dies: Callable[[Any], bool], torn_save: int = 0, task: Task = work) -> str:
     """Run it in a process, killed as soon as it tells something that ``dies`` is true of; how it ended."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.bench_resume"])
+    context.set_forkserver_preload([task.__module__])
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(folder, sending, torn_save))
+    process = context.Process(target=task, args=(folder, sending, torn_save))
     process.start()
     sending.close()
     ended = "without a word"
@@ -182,7 +193,12 @@ def content(folder: Path) -> dict[str, Any]:
 
 def differences(folder: Path, whole: dict[str, Any]) -> list[str]:
     """Names of what is not the same to the bit, and of files that should not be there."""
-    mine = content(folder)
+    names = different(content(folder), whole)
+    return names + [path.name for path in folder.iterdir() if path.suffix != ".safetensors"]
+
+
+def different(mine: dict[str, Any], whole: dict[str, Any]) -> list[str]:
+    """Names of what is not the same to the bit."""
     names = sorted(mine.keys() ^ whole.keys())
     for name in mine.keys() & whole.keys():
         one, other = mine[name], whole[name]
@@ -192,7 +208,7 @@ def differences(folder: Path, whole: dict[str, Any]) -> list[str]:
             else one == other
         )
         names += [] if same else [name]
-    return names + [path.name for path in folder.iterdir() if path.suffix != ".safetensors"]
+    return names
 
 
 def measure(kills: int, seed: int) -> list[dict[str, Any]]:
@@ -232,7 +248,12 @@ def measure(kills: int, seed: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print a table, and write JSON if asked; exit code 1 when anything is different."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tell_all(measure, __doc__)
+
+
+def tell_all(measure: Callable[[int, int], list[dict[str, Any]]], words: str | None) -> None:
+    """The command line of a benchmark that kills: measure, print a table, write JSON if asked, and end with an exit code."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="runs to kill")
     parser.add_argument("--seed", type=int, default=0, help="chooses the random steps")
     parser.add_argument("--out", type=Path, help="JSON file to write")

@@ -21,11 +21,14 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class Product(nn.Module):
-    """A matrix product of two activations, a module so that both can be observed where they meet."""
+    """Where the two tensors of a batched product meet: ``a @ b``.
 
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """(..., M, L) times (..., L, P) is (..., M, P)."""
-        return left @ right
+    It has no parameters. As a module it lets both tensors be watched from outside by name, as a linear layer lets its input.
+    """
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(..., m, c) and (..., c, n) to (..., m, n)."""
+        return a @ b
 
 
 class WindowAttention(nn.Module):
@@ -53,8 +56,8 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if qkv_bias else None
-        self.qk = Product()
-        self.av = Product()
+        self.qk = Product()  # of normalized queries and keys
+        self.av = Product()  # of attention weights and values
         self.proj = nn.Linear(width, dim)
 
     def forward(self, x: Tensor, window: tuple[int, int], mask: Tensor | None) -> Tensor:
@@ -106,7 +109,7 @@ class WindowAttention(nn.Module):
             scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
             precise = torch.promote_types(q.dtype, torch.float32)
             q, k = F.normalize(q.to(precise), dim=-1), F.normalize(k.to(precise), dim=-1)
-            logits: Tensor = self.qk(q, k.transpose(-2, -1)) * scale
+            logits = self.qk(q, k.transpose(-2, -1)) * scale
             logits = logits + bias
             if mask is not None:
                 windows = mask.shape[0]

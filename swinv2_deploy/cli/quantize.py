@@ -36,11 +36,7 @@ def quantize_command(
         typer.Option("--calibrator", help="How ranges are chosen: max, percentile, entropy or mse. Default: percentile."),
     ] = None,
     policy: Annotated[
-        str,
-        typer.Option(
-            "--policy",
-            help="What is quantized: linear (every linear layer of the blocks), mlp, or attention (linear and its products).",
-        ),
+        str, typer.Option("--policy", help="What is quantized: linear (every linear layer of the blocks), mlp, or attention.")
     ] = "linear",
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Calibration images to choose. Default: all, 512 at most.")
@@ -254,6 +250,7 @@ def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, 
             "unsigned_speedup": result.unsigned_speedup,
             "saturates_here": saturates(),
             "sensitivity": result.sensitivity.to_dict() if result.sensitivity else None,
+            "sensitivity_picture": None if result.sweep_picture is None else str(result.sweep_picture),
             "choice": result.choice.to_dict() if result.choice else None,
             "gain": asdict(result.gain) if result.gain else None,
             "verdicts": [asdict(verdict) for verdict in verdicts],
@@ -278,6 +275,8 @@ def _report_gain(result: QuantizeResult, output: Output) -> None:
 
 
 def _report_sites(result: QuantizeResult, output: Output) -> None:
+    from swinv2_deploy.quantize.picture import INSTALL
+
     found, choice = result.sensitivity, result.choice
     if found is not None:
         output.say(f"  sites by the noise they add alone, on {found.images} images set aside (sensitivity.json):")
@@ -287,6 +286,10 @@ def _report_sites(result: QuantizeResult, output: Output) -> None:
                 f"{site.macs:.1%} of the work"
             )
         output.say(f"    {'all together':<36} {found.together.sqnr_db:6.1f} dB")
+        if result.sweep_picture is not None:
+            output.say(f"    all of them drawn: {result.sweep_picture}")
+        else:
+            output.say(f"    not drawn, for matplotlib is not installed: {escape(INSTALL)}")
     if choice is not None:
         left = ", ".join(choice.left) or "none"
         output.say(

@@ -1,8 +1,8 @@
 """The reference model with fake quantizers at its sites: what an INT8 file computes, in PyTorch, with gradients.
 
-The quantizers are ModelOpt's ``TensorQuantizer``, one for what enters a linear layer and one for its weight, or one for an operand
-of a product of activations. A learned range
-goes through ModelOpt's door for other arithmetic: its own learned ranges are for blocks of FP4 alone.
+The quantizers are ModelOpt's ``TensorQuantizer``: one for what enters a linear layer and one for its weight, or one for each of the
+two activations of a batched product. A learned range goes through ModelOpt's door for other arithmetic: its own learned ranges are
+for blocks of FP4 alone.
 
 Weights are scaled by the largest magnitude of each output channel at every step, as ``quantize`` scales them when they are done, so
 training sees exactly the rounding that ships. Ranges of activations come from a calibration table; they stay as they are, or are
@@ -15,7 +15,7 @@ torch/quantization/nn/modules/tensor_quantizer.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from reference_model.attention import Product
 from swinv2_deploy.errors import BackendMissing, QuantizeError
-from swinv2_deploy.modeling.sites import LEVELS, operand_of
+from swinv2_deploy.modeling.sites import LEVELS, input_names, ranges_by_site
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,9 +61,40 @@ class FakeQuantLinear(nn.Linear):
         return F.linear(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
 
     @property
-    def amax(self) -> float:
+    def amax(self) -> tuple[float]:
         """Largest magnitude of the input that is represented, as it is now."""
-        return float(_input_amax(self.input_quantizer).detach())
+        return (_range(self.input_quantizer),)
+
+
+class FakeQuantProduct(Product):
+    """A batched product that rounds both tensors to INT8 before it multiplies in float.
+
+    Args:
+        amax: Largest magnitude of either tensor that is represented.
+        learned: Whether these ranges are trained.
+
+    Raises:
+        QuantizeError: When a range is not positive.
+        BackendMissing: When ModelOpt is not installed.
+    """
+
+    def __init__(self, amax: Sequence[float], *, learned: bool) -> None:
+        super().__init__()
+        first, second = amax
+        self.first_quantizer = _quantizer(amax=first, learned=learned)
+        self.second_quantizer = _quantizer(amax=second, learned=learned)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(..., m, c) and (..., c, n) to (..., m, n)."""
+        return super().forward(self.first_quantizer(a), self.second_quantizer(b))
+
+    @property
+    def amax(self) -> tuple[float, float]:
+        """Largest magnitude of either tensor that is represented, as it is now."""
+        return _range(self.first_quantizer), _range(self.second_quantizer)
+
+
+FakeQuantized = FakeQuantLinear | FakeQuantProduct
 
 
 class FakeQuantProduct(nn.Module):
@@ -95,67 +126,54 @@ def fake_quantize(model: nn.Module, ranges: Mapping[str, float], *, learned: boo
 
     Args:
         model: Reference model; its parameters stay the same objects.
-        ranges: Largest magnitude of what enters every site.
+        ranges: Largest magnitude of every activation that enters a site, by name.
         learned: Whether the ranges are trained with the weights.
 
     Raises:
-        QuantizeError: When the model has no such site, or its range is not positive.
+        QuantizeError: When a site is no product of the model, lacks a range, or its range is not positive.
         BackendMissing: When ModelOpt is not installed.
     """
-    known = sites_of(model)
-    wrong = sorted(site for site in ranges if site not in known)
-    if wrong or not ranges:
-        raise QuantizeError(f"The model has no sites {wrong[:5]}; expected at least one, and ranges of this model.")
+    sites = ranges_by_site(ranges)
+    wrong = unknown_sites(model, sites)
+    if wrong or not sites:
+        raise QuantizeError(
+            f"The model has no linear layers or batched products {wrong[:5]}; expected at least one site, and ranges of this model."
+        )
     modules = dict(model.named_modules())
-    for site, amax in ranges.items():
-        module, operand = known[site], operand_of(site)
-        parent, _, name = (operand[0] if operand else site).rpartition(".")
+    device = next(model.parameters()).device
+    for site, amax in sites.items():
+        module, (parent, _, name) = modules[site], site.rpartition(".")
         if isinstance(module, nn.Linear):
-            setattr(modules[parent], name, FakeQuantLinear(module, amax, learned=learned))
-        elif operand is not None:
-            product = getattr(modules[parent], name)
-            if not isinstance(product, FakeQuantProduct):
-                product = FakeQuantProduct()
-                setattr(modules[parent], name, product)
-            product.add(operand[1], amax, learned=learned)
+            setattr(modules[parent], name, FakeQuantLinear(module, amax[0], learned=learned))
+        else:
+            setattr(modules[parent], name, FakeQuantProduct(amax, learned=learned).to(device))
 
 
-def sites_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Everything in a model that can be a site, with the linear layer or the product that it belongs to."""
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            found[name] = module
-        elif isinstance(module, Product | FakeQuantProduct):
-            found |= {f"{name}.{place}": module for place in (0, 1)}
-    return found
+def unknown_sites(model: nn.Module, sites: Iterable[str]) -> list[str]:
+    """Those that are neither a linear layer nor a batched product of the model, sorted."""
+    modules = dict(model.named_modules())
+    return sorted(
+        site for site in sites if not isinstance(modules.get(site), nn.Linear if len(input_names(site)) == 1 else Product)
+    )
 
 
-def quantizers_of(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """Site name to its quantizers, that of the activation first, in the order of the model."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, FakeQuantLinear):
-            found[name] = (module.input_quantizer, module.weight_quantizer)
-        elif isinstance(module, FakeQuantProduct):
-            found |= {f"{name}.{place}": (quantizer,) for place, quantizer in module.quantizers.items()}
-    return found
-
-
-def quantized_layers(model: nn.Module) -> dict[str, FakeQuantLinear]:
-    """The linear layers with fake quantizers, by name, in the order of the model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantLinear)}
+def quantized_layers(model: nn.Module) -> dict[str, FakeQuantized]:
+    """The layers and batched products with fake quantizers, by name, in the order of the model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantized)}
 
 
 def ranges_of(model: nn.Module) -> dict[str, float]:
-    """Site name to the largest magnitude represented there."""
-    return {site: float(_input_amax(quantizers[0]).detach()) for site, quantizers in quantizers_of(model).items()}
+    """Name of every activation that enters a site to the largest magnitude represented there."""
+    return {
+        name: amax
+        for site, layer in quantized_layers(model).items()
+        for name, amax in zip(input_names(site), layer.amax, strict=True)
+    }
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state of the model without its quantizers: what the reference model loads."""
-    added = tuple(f"{name}.{part}" for name in quantized_layers(model) for part in ("input_quantizer.", "weight_quantizer."))
-    added += tuple(f"{name}.quantizers." for name, module in model.named_modules() if isinstance(module, FakeQuantProduct))
+    added = tuple(f"{name}.{part}." for name, layer in quantized_layers(model).items() for part in _quantizers(layer))
     return {name: value for name, value in model.state_dict().items() if not name.startswith(added)}
 
 
@@ -171,13 +189,22 @@ def only_quantized(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
         raise QuantizeError(
             f"The sites {sorted(wanted - known.keys())} have no fake quantizers; expected some of {list(known)}."
         )
-    quantizers = [(quantizer, site in wanted) for site, found in known.items() for quantizer in found]
+    quantizers = [(quantizer, name in wanted) for name, layer in layers.items() for quantizer in _quantizers(layer).values()]
     before = [quantizer.is_enabled for quantizer, _ in quantizers]
     _switch((quantizer, on) for quantizer, on in quantizers)
     try:
         yield
     finally:
         _switch((quantizer, on) for (quantizer, _), on in zip(quantizers, before, strict=True))
+
+
+def _quantizers(layer: FakeQuantized) -> dict[str, Any]:
+    """The quantizers of a site by the name of their attribute; they are its only submodules."""
+    return dict(layer.named_children())
+
+
+def _range(quantizer: Any) -> float:
+    return float(_input_amax(quantizer).detach())
 
 
 def _switch(quantizers: Iterable[tuple[Any, bool]]) -> None:

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2, build_model
 from swinv2_deploy.artifacts import ModelArtifact
-from swinv2_deploy.errors import ArtifactError
-from swinv2_deploy.modeling.fake_quant import fake_quantize, sites_of
+from swinv2_deploy.errors import ArtifactError, QuantizeError
+from swinv2_deploy.modeling.fake_quant import fake_quantize, unknown_sites
 from swinv2_deploy.modeling.io import save_tensors
+from swinv2_deploy.modeling.sites import ranges_by_site
 
 TRAINED_WEIGHTS = "qat.safetensors"
 SCHEMA = 1
@@ -27,7 +28,7 @@ class TrainedForm:
 
     Attributes:
         model: Reference model with the trained weights, in float.
-        ranges: Largest magnitude of what enters every site.
+        ranges: Largest magnitude of every activation that enters a site, by name.
     """
 
     model: SwinV2
@@ -90,8 +91,11 @@ def read_trained(path: Path, config: SwinV2Config) -> TrainedForm:
             f"{sorted(shapes)[:5]}; quantize again."
         )
     model.load_state_dict(state)
-    known = sites_of(model)
-    wrong = sorted(site for site, amax in ranges.items() if site not in known or not (math.isfinite(amax) and amax > 0))
+    try:
+        wrong = unknown_sites(model, ranges_by_site(ranges))
+    except QuantizeError as error:
+        raise ArtifactError(f"{path} lacks a range: {error}") from error
+    wrong += sorted(name for name, amax in ranges.items() if not (math.isfinite(amax) and amax > 0))
     if wrong or not ranges:
         raise ArtifactError(f"{path} has ranges that do not fit the model, at {wrong[:5]}; quantize again.")
     return TrainedForm(model=model, ranges=ranges)

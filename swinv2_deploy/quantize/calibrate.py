@@ -23,7 +23,7 @@ from reference_model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageErro
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import QuantizeError, SpecError
 from swinv2_deploy.modeling.io import WEIGHTS
-from swinv2_deploy.modeling.sites import operand_of, quantization_sites
+from swinv2_deploy.modeling.sites import quantization_sites, watched_inputs
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.runtime import Masks, masks_for
 from swinv2_deploy.runtime.runner import Array
@@ -104,7 +104,7 @@ def calibrate(
         seen = collect(
             model,
             _batches(chosen, recipe, spec.batch_for(recipe.size), progress, masks_for(model.config), pixels),
-            {site: operand_of(site) or site for site in sites},
+            watched_inputs(sites),
             manifest=chosen.manifest(),
             model_sha256=artifact.lineage.files[WEIGHTS],
             calibrator=spec.calibrator,
@@ -135,11 +135,12 @@ def stale(table: CalibrationTable, artifact: ModelArtifact, sites: tuple[str, ..
             "expected the same. Calibrate this model."
         )
         found.append(Finding(code="stale-table", text=text))
-    if set(table.sites) != set(sites):
-        missing, unknown = sorted(set(sites) - set(table.sites)), sorted(set(table.sites) - set(sites))
+    wanted = watched_inputs(sites).keys()
+    if table.sites.keys() != wanted:
+        missing, unknown = sorted(wanted - table.sites.keys()), sorted(table.sites.keys() - wanted)
         text = (
             f"The calibration table lacks {len(missing)} sites {missing[:3]} and has {len(unknown)} unknown {unknown[:3]}; "
-            f"expected exactly the {len(sites)} of the policy. Give the --policy it was made with, or calibrate again."
+            f"expected exactly the {len(wanted)} of the policy. Give the --policy it was made with, or calibrate again."
         )
         found.append(Finding(code="stale-table", text=text))
     if table.dead_sites:

@@ -43,7 +43,7 @@ class DriftProbe:
 
     Args:
         model: Reference model in float; a copy of it is used.
-        ranges: Largest magnitude of what enters every site.
+        ranges: Largest magnitude of every activation that enters a site, by name.
         images: Images to measure on, as batches (B, 3, H, W), normalized.
         labels: Class of each image, or None.
 
@@ -141,10 +141,10 @@ def _macs(model: nn.Module, image: Tensor) -> dict[str, float]:
         operand = operand_of(site)
         module = modules[operand[0] if operand else site]
 
-        def count(layer: nn.Module, arguments: tuple[Tensor, ...], site: str = site) -> None:
-            # Each operand of a product stands for half of it.
-            width = layer.out_features if isinstance(layer, nn.Linear) else arguments[1].shape[-1] / 2
-            counts[site] = float(arguments[0].numel() * width)
+        def count(layer: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
+            columns = layer.out_features if isinstance(layer, nn.Linear) else arguments[1].shape[-1]
+            # Attention may come in several calls.
+            counts[name] = counts.get(name, 0.0) + float(arguments[0].numel() * columns)
 
         hooks.append(module.register_forward_pre_hook(count))
     model(image)

@@ -18,13 +18,24 @@ PICTURE = "calibration.svg"
 BINS = 128
 COLUMNS = 5
 INK, FILL, LINE, LOST = "#374151", "#93b4e8", "#1d4ed8", "#dc2626"
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "swinv2-deploy",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 7,
+}
 INSTALL = "pip install 'swinv2-deploy[report]'"
 """What to type where the picture cannot be drawn."""
 
 
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def drawable(table: CalibrationTable) -> bool:
     """Whether the table has histograms, and matplotlib is installed."""
-    return bool(table.histograms) and importlib.util.find_spec("matplotlib") is not None
+    return bool(table.histograms) and has_matplotlib()
 
 
 def draw(table: CalibrationTable, path: Path) -> None:
@@ -38,13 +49,7 @@ def draw(table: CalibrationTable, path: Path) -> None:
 
     names = list(table.sites)
     rows = math.ceil(len(names) / COLUMNS)
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "swinv2-deploy",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 7,
-    }
-    with rc_context(style):
+    with rc_context(STYLE):
         height = 1.25 * rows + 0.6
         figure = Figure(figsize=(2.5 * COLUMNS, height))
         figure.subplots_adjust(left=0.01, right=0.99, bottom=0.28 / height, top=1 - 0.62 / height, wspace=0.08, hspace=0.5)

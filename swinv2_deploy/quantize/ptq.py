@@ -36,16 +36,17 @@ from swinv2_deploy.artifacts import (
 )
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
-from swinv2_deploy.modeling.sites import quantization_sites
+from swinv2_deploy.modeling.sites import quantization_sites, watched_inputs
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
 from swinv2_deploy.quantize import sweep_picture
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
-from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
+from swinv2_deploy.quantize.picture import PICTURE, draw, drawable, has_matplotlib
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
 from swinv2_deploy.quantize.qat import Gain, Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.search import search, unused
 from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
+from swinv2_deploy.quantize.sensitivity_picture import SWEEP_PICTURE, draw_sweep
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.quantize.timing import speedup
 from swinv2_deploy.runtime import OnnxRunner, masks_for, prove
@@ -54,7 +55,7 @@ from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.onnx_file import FROM_IMAGES, OnnxFacts, append_metadata, read_facts
 
 SENSITIVITY = "sensitivity.json"
-OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, sweep_picture.PICTURE, TRAINED_WEIGHTS, QAT_HISTORY)
+OURS = (TABLE, HISTOGRAMS, PICTURE, SENSITIVITY, SWEEP_PICTURE, TRAINED_WEIGHTS, QAT_HISTORY)
 """Files that a quantization writes: those of an earlier one are not taken over."""
 WORTH_KEEPING = 1.03
 """``model_uint8.onnx`` is kept where it is at least this many times as fast as ``model_int8.onnx``."""
@@ -74,6 +75,7 @@ class QuantizeResult:
         gain: What training brought on images set aside, where there was one.
         findings: What looks wrong about the calibration and did not stop it.
         picture: The drawing of what every site saw, or None where there is no matplotlib or nothing to draw.
+        sweep_picture: The drawing of the sweep, or None where there is no matplotlib or no sweep.
     """
 
     artifact: ModelArtifact
@@ -85,6 +87,7 @@ class QuantizeResult:
     gain: Gain | None = None
     findings: tuple[Finding, ...] = ()
     picture: Path | None = None
+    sweep_picture: Path | None = None
 
 
 def quantize(
@@ -149,9 +152,9 @@ def quantize(
             rest = readable(unused(images, ranges.chosen, spec.tuning_images, spec.seed))[0]
             sensitivity, choice = search(model, artifact.preprocessing, table.amax, rest, spec, searched)
             write_json(folder / SENSITIVITY, sensitivity.to_dict() | {"choice": choice.to_dict() if choice else None})
-            if sweep_picture.drawable():
-                sweep_picture.draw(sensitivity, folder / sweep_picture.PICTURE)
-            table = table.only(choice.sites) if choice else table
+            if has_matplotlib():
+                draw_sweep(sensitivity, choice.left if choice else (), folder / SWEEP_PICTURE)
+            table = table.only(watched_inputs(choice.sites)) if choice else table
         _save(table, folder / TABLE)
         drawn = drawable(table)
         if drawn:
@@ -175,6 +178,7 @@ def quantize(
         skipped=ranges.skipped,
         findings=ranges.findings,
         picture=path / PICTURE if drawn else None,
+        sweep_picture=path / SWEEP_PICTURE if sensitivity and has_matplotlib() else None,
         sensitivity=sensitivity,
         choice=choice,
         gain=gain,

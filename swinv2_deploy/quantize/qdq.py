@@ -7,13 +7,17 @@ The bias is written as the subtraction of its negative, the same number bit for 
 MatMul to a Gemm before it looks for integers, and then multiplies in float.
 ONNX Runtime turns MatMul into its fastest integer kernel when it loads the file, TensorRT into INT8 GEMMs.
 
+A batched product gets a pair at both inputs, each with one scale. What is rounded in queries by keys are the normalized vectors, as
+in the reference: the temperature, which the exported graph multiplies into the queries, moves behind the product. One scale then
+serves heads of every temperature, and none loses steps to the hottest.
+
 The ``uint8`` flavor is for ONNX Runtime on a CPU alone: the same scales and weights, written as the operator whose kernel is
 fastest there, with the bias left in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,7 +25,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.modeling.sites import LEVELS, operand_of
+from swinv2_deploy.modeling.sites import LEVELS, input_names, ranges_by_site
 
 Flavor = Literal["int8", "uint8"]
 
@@ -32,40 +36,37 @@ MOVES = ("Gather", "Pad", "Reshape")
 
 
 def insert_qdq(model: ir.Model, amax: Mapping[str, float], flavor: Flavor = "int8") -> ir.Model:
-    """Quantize the Gemms, and the operands of MatMuls, named in ``amax`` in place.
+    """Quantize the Gemms and batched products named in ``amax`` in place.
 
     Args:
         model: Exported FP32 model.
-        amax: Largest magnitude of every site's activation, by site. A site is a Gemm, or an operand of a product of activations.
+        amax: Largest magnitude of every activation that enters a site, by name.
         flavor: ``int8`` is symmetric signed Q/DQ in standard ONNX, what TensorRT needs. ``uint8`` is the same numbers with 128
             added, multiplied by ONNX Runtime's ``MatMulIntegerToFloat``.
 
     Raises:
-        QuantizeError: When a site is not in the graph, or its scale or weight is zero or not finite.
+        QuantizeError: When a site is not in the graph or lacks a range, or its scale or weight is zero or not finite.
     """
-    gemms = {node.name: node for node in model.graph if node.op_type == "Gemm"}
-    products = {node.name: node for node in model.graph if node.op_type == "MatMul"}
-    operands = {site: found for site, found in ((site, operand_of(site)) for site in amax) if found and found[0] in products}
-    missing = sorted(set(amax) - set(gemms) - set(operands))
+    sites = ranges_by_site(amax)
+    nodes = {node.name: node for node in model.graph if node.op_type in ("Gemm", "MatMul")}
+    missing = sorted(site for site in sites if site not in nodes or nodes[site].op_type != _operator(site))
     if missing:
         raise QuantizeError(
-            f"The graph has no Gemm or product of activations for {missing[:5]}; the calibration table belongs to another model."
+            f"The graph has no {_operator(missing[0])} named {missing[:5]}; the calibration table belongs to another model."
         )
-    for name in dict.fromkeys(product for product, place in operands.values() if place == 0):
-        _scale_behind(model.graph, products[name])
     for name, largest in amax.items():
         if not np.isfinite(largest) or largest <= 0:
             raise QuantizeError(
                 f"The range of {name} is {largest}; expected a positive number. Calibrate again on real images."
             )
-        scale = np.asarray(largest / LEVELS, np.float32)
-        if name in operands:
-            product, place = operands[name]
-            _quantize_operand(model.graph, products[product], place, scale, flavor)
+    for site, ranges in sites.items():
+        scales = [np.asarray(largest / LEVELS, np.float32) for largest in ranges]
+        if nodes[site].op_type == "MatMul":
+            _quantize_batched(model.graph, nodes[site], scales, flavor)
         elif flavor == "int8":
-            _quantize_gemm(model.graph, gemms[name], scale)
+            _quantize_gemm(model.graph, nodes[site], scales[0])
         else:
-            _integer_product(model.graph, gemms[name], scale)
+            _integer_product(model.graph, nodes[site], scales[0])
     if flavor == "uint8":
         model.graph.opset_imports[CPU_DOMAIN] = 1
     for unused in [name for name, value in model.graph.initializers.items() if not value.uses()]:
@@ -111,37 +112,68 @@ def _quantize_gemm(graph: ir.Graph, node: ir.Node, scale: NDArray[np.float32]) -
     graph.remove(node, safe=True)
 
 
-def _quantize_operand(graph: ir.Graph, node: ir.Node, place: int, scale: NDArray[np.float32], flavor: Flavor) -> None:
-    """Put a Q/DQ pair before one operand of a product of activations."""
-    zero = np.asarray(0, np.int8) if flavor == "int8" else np.asarray(128, np.uint8)
-    name = f"{node.name}.{place}"
-    parameters = _initializers(graph, name, {"scale": scale, "zero_point": zero})
-    quantized = ir.node("QuantizeLinear", [node.inputs[place], *parameters], name=f"{name}.quantize")
-    dequantized = ir.node("DequantizeLinear", [quantized.outputs[0], *parameters], name=f"{name}.dequantize")
-    for made in (quantized, dequantized):
-        made.outputs[0].name = made.name
-    graph.insert_before(node, [quantized, dequantized])
-    node.replace_input_with(place, dequantized.outputs[0])
+def _quantize_batched(graph: ir.Graph, node: ir.Node, scales: Sequence[NDArray[np.float32]], flavor: Flavor) -> None:
+    """Round both inputs of a MatMul of two activations: behind Q/DQ pairs, or as bytes in a product of integers."""
+    site = str(node.name)
+    if site.endswith(".qk"):
+        node = _temperature_behind(graph, node)
+    # Unsigned by unsigned is exact on every CPU, and the second tensor is no weight that could be prepared for signs.
+    offset = np.asarray(0, np.int8) if flavor == "int8" else np.asarray(128, np.uint8)
+    stored = []
+    for place, (name, scale) in enumerate(zip(input_names(site), scales, strict=True)):
+        activation = _initializers(graph, name, {"scale": scale, "zero_point": offset})
+        made = [ir.node("QuantizeLinear", [node.inputs[place], *activation], name=f"{name}.quantize")]
+        if flavor == "int8":
+            made.append(ir.node("DequantizeLinear", [made[0].outputs[0], *activation], name=f"{name}.dequantize"))
+        for new in made:
+            new.outputs[0].name = new.name
+        graph.insert_before(node, made)
+        node.replace_input_with(place, made[-1].outputs[0])
+        stored.append(activation)
+    if flavor == "uint8":
+        (first, first_offset), (second, second_offset) = stored
+        inputs = [node.inputs[0], _before_transpose(graph, node.inputs[1]), first, second, first_offset, second_offset]
+        product = ir.node("MatMulIntegerToFloat", inputs, domain=CPU_DOMAIN, name=site)
+        _take_place(node.outputs[0], product.outputs[0])
+        graph.insert_before(node, product)
+        graph.remove(node, safe=True)
 
 
-def _scale_behind(graph: ir.Graph, node: ir.Node) -> None:
-    """Let a product be scaled behind it where its left operand was scaled before: what is quantized is what the model quantizes.
+def _temperature_behind(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Multiply queries by keys with the temperature instead of the queries; the product of normalized vectors."""
+    scaling = None if node.inputs[0] is None else node.inputs[0].producer()
+    if scaling is None or scaling.op_type != "Mul":
+        raise QuantizeError(
+            f"The queries of {node.name} come from {'the input' if scaling is None else scaling.op_type}; expected normalized "
+            "queries times their temperature, as this version exports them. Export again."
+        )
+    values, factor = scaling.inputs
+    product = ir.node("MatMul", [values, node.inputs[1]], name=node.name)
+    product.outputs[0].name = f"{node.name}.product"
+    scaled = ir.node("Mul", [product.outputs[0], factor], name=scaling.name)
+    _take_place(node.outputs[0], scaled.outputs[0])
+    graph.insert_before(node, [product, scaled])
+    graph.remove([node, scaling], safe=True)
+    return product
 
-    Normalized queries reach 1 in every head. Scaled by the heads' temperatures, one range would have to hold them all.
-    """
-    left = node.inputs[0]
-    scaling = left.producer() if left is not None else None
-    if scaling is None or scaling.op_type != "Mul" or not str(scaling.name).endswith("q_scaled"):
-        return
-    node.replace_input_with(0, scaling.inputs[0])
-    product = node.outputs[0]
-    scaled = ir.node("Mul", [product, scaling.inputs[1]], name=f"{node.name}.scaled")
-    scaled.outputs[0].name = scaled.name
-    scaled.outputs[0].type, scaled.outputs[0].shape = product.type, product.shape
-    ir.convenience.replace_all_uses_with(product, scaled.outputs[0])
-    scaled.replace_input_with(0, product)
-    graph.insert_after(node, scaled)
-    graph.remove(scaling, safe=True)
+
+def _before_transpose(graph: ir.Graph, value: ir.Value | None) -> ir.Value | None:
+    """Quantize before a transposition instead of behind it, so that it moves bytes; the value to read then."""
+    quantize = None if value is None else value.producer()
+    moved = None if quantize is None else quantize.inputs[0]
+    transpose = None if moved is None else moved.producer()
+    if quantize is None or transpose is None or transpose.op_type != "Transpose" or len(transpose.outputs[0].uses()) > 1:
+        return value
+    quantize.replace_input_with(0, transpose.inputs[0])
+    transpose.replace_input_with(0, value)
+    transpose.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+    graph.remove(transpose)
+    graph.insert_after(quantize, transpose)
+    return transpose.outputs[0]
+
+
+def _operator(site: str) -> str:
+    return "Gemm" if len(input_names(site)) == 1 else "MatMul"
 
 
 def _take_place(old: ir.Value, new: ir.Value) -> None:

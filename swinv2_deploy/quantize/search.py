@@ -46,7 +46,7 @@ def search(
     Args:
         model: Reference model in float.
         preprocessing: What images go through.
-        ranges: Largest magnitude of what enters every site.
+        ranges: Largest magnitude of every activation that enters a site, by name.
         images: Images to measure on.
         spec: How to quantize.
         progress: Called with measurements of the sweep done and in all.

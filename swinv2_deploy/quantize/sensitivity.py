@@ -17,7 +17,7 @@ class SiteSensitivity:
     """One site.
 
     Attributes:
-        site: Name of the linear layer.
+        site: Name of the linear layer or batched product.
         macs: Its share of the work of all sites.
         alone: Drift with this site in INT8 and no other.
         without: Drift with every other site in INT8.

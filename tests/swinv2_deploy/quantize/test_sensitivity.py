@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,16 @@ import torch
 
 from calibration.dataset import ImageFolder
 from calibration.errors import CalibrationError
-from reference_model.config import SwinV2Config
+from reference_model.config import SwinV2Config, make_config
 from reference_model.model import SwinV2
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import QuantizeError, SpecError
-from swinv2_deploy.modeling import quantization_sites
+from swinv2_deploy.modeling import Policy, quantization_sites
 from swinv2_deploy.quantize.drift import DriftProbe, SiteDrift, known_labels
 from swinv2_deploy.quantize.ptq import SENSITIVITY, quantize
 from swinv2_deploy.quantize.search import unused
-from swinv2_deploy.quantize.sensitivity import Budget, cheapest, sweep
+from swinv2_deploy.quantize.sensitivity import Budget, Sensitivity, SiteSensitivity, cheapest, sweep
+from swinv2_deploy.quantize.sensitivity_picture import KINDS, SWEEP_PICTURE, draw_sweep
 from swinv2_deploy.quantize.spec import QuantizeSpec
 
 pytest.importorskip("modelopt")
@@ -137,6 +139,39 @@ def test_quantize_writes_the_sweep_and_only_the_chosen_sites(
     assert 0 < len(result.choice.left) < len(result.choice.sites)
     assert tuple(result.table.sites) == result.choice.sites
     assert SENSITIVITY in result.artifact.lineage.files
+    drawn = result.artifact.file(SWEEP_PICTURE)
+    assert result.sweep_picture == drawn
+    assert drawn.read_text("utf-8").count(">left in float<") == 1
+    assert plain.sweep_picture is not None
+    assert ">left in float<" not in plain.sweep_picture.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("depths", "policy"), [((2, 2), "mlp"), ((2, 2, 18, 2), "attention")])
+def test_the_picture_of_a_sweep_shows_every_site_in_the_order_of_the_network(
+    depths: tuple[int, ...], policy: Policy, tmp_path: Path
+) -> None:
+    """From 8 to 147 sites, also where one adds no noise at all: block numbers, stages, a color a kind, the same bytes each time."""
+    config = make_config(embed_dim=16, depths=depths, num_heads=(2,) * len(depths), window_size=4, image_size=64, num_classes=2)
+    names = quantization_sites(config, policy)
+    drifts = [SiteDrift(sqnr_db=40.0 + place % 7) for place in range(len(names))]
+    drifts[1] = SiteDrift(sqnr_db=float("inf"))
+    sites = [
+        SiteSensitivity(site=name, macs=0.1, alone=drift, without=drift) for name, drift in zip(names, drifts, strict=True)
+    ]
+    found = Sensitivity(sites=tuple(sites), together=SiteDrift(sqnr_db=33.3), images=12)
+    for name in ("a.svg", "b.svg"):
+        draw_sweep(found, names[:1], tmp_path / name)
+    text = (tmp_path / "a.svg").read_text("utf-8")
+
+    assert text == (tmp_path / "b.svg").read_text("utf-8")
+    assert [label for label in re.findall(r">stage (\d+)<", text)] == [str(stage) for stage in range(len(depths))]
+    numbers = re.findall(r">(\d+)<", text[text.index(">all but this site") :])
+    blocks = [str(block) for depth in depths for block in range(depth)]
+    assert [number for number in numbers if number in blocks][-len(blocks) :] == blocks
+    kinds = {kind: color for kind, color in KINDS.items() if any(name.endswith(kind) for name in names)}
+    assert [kind for kind in KINDS if f">{kind}<" in text] == list(kinds)
+    assert all(text.count(color) >= sum(name.endswith(kind) for name in names) for kind, color in kinds.items())
+    assert "all together: 33.3 dB" in text
 
 
 def test_impossible_searches_are_refused() -> None:

@@ -33,7 +33,7 @@ from swinv2_deploy.engine.spec import EngineSpec
 from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.swin_graph import SwinGraph
 from swinv2_deploy.export.write import OnnxWriter
-from swinv2_deploy.modeling.sites import Policy, quantization_sites
+from swinv2_deploy.modeling.sites import Policy, quantization_sites, watched_inputs
 from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
 from swinv2_deploy.quantize.qdq import insert_qdq
 from swinv2_deploy.runtime.tensorrt import Backend, choose_backend
@@ -153,7 +153,7 @@ def in_form(graph: ir.Model, form: str, config: SwinV2Config) -> ir.Model:
     """The graph in a number format."""
     if form.startswith("int8"):
         policy: Policy = "attention" if "attention" in form else "linear"
-        insert_qdq(graph, dict.fromkeys(quantization_sites(config, policy), 4.0))
+        insert_qdq(graph, dict.fromkeys(watched_inputs(quantization_sites(config, policy)), 4.0))
     half = form.rpartition("+")[2]
     return graph if half == "fp32" else half_from_float32(graph, "bf16" if half == "bf16" else "fp16")
 

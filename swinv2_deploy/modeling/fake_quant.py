@@ -97,30 +97,6 @@ class FakeQuantProduct(Product):
 FakeQuantized = FakeQuantLinear | FakeQuantProduct
 
 
-class FakeQuantProduct(nn.Module):
-    """A product of two activations that rounds the operands that are sites to INT8."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.quantizers = nn.ModuleDict()
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """(..., M, L) times (..., L, P) is (..., M, P)."""
-        operands = [left, right]
-        for place, quantizer in self.quantizers.items():
-            operands[int(place)] = quantizer(operands[int(place)])
-        return operands[0] @ operands[1]
-
-    def add(self, place: int, amax: float, *, learned: bool) -> None:
-        """Round the operand at a place.
-
-        Raises:
-            QuantizeError: When the range is not positive.
-            BackendMissing: When ModelOpt is not installed.
-        """
-        self.quantizers[str(place)] = _quantizer(amax=amax, learned=learned)
-
-
 def fake_quantize(model: nn.Module, ranges: Mapping[str, float], *, learned: bool = False) -> None:
     """Put fake quantizers at the sites of a model, in place.
 
@@ -184,10 +160,10 @@ def only_quantized(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
     Raises:
         QuantizeError: When one has no fake quantizer.
     """
-    known, wanted = quantizers_of(model), set(sites)
-    if not wanted <= known.keys():
+    layers, wanted = quantized_layers(model), set(sites)
+    if not wanted <= layers.keys():
         raise QuantizeError(
-            f"The sites {sorted(wanted - known.keys())} have no fake quantizers; expected some of {list(known)}."
+            f"The sites {sorted(wanted - layers.keys())} have no fake quantizers; expected some of {list(layers)}."
         )
     quantizers = [(quantizer, name in wanted) for name, layer in layers.items() for quantizer in _quantizers(layer).values()]
     before = [quantizer.is_enabled for quantizer, _ in quantizers]

@@ -3,9 +3,6 @@
 A site is a linear layer, or a batched product of two activations inside attention. A linear layer has one activation with a range,
 named as the layer; a batched product has two, named ``<site>.<input>``.
 
-The site of a linear layer bears its name, and its weight belongs to it. A product of two activations has two sites, its name and
-the place of the operand: ``layers.0.blocks.1.attn.qk.0`` is what stands left in queries times keys, normalized and not yet scaled.
-
 Never a site: the L2 norm of queries and keys, the input of the softmax, LayerNorm, the position-bias MLP, the logit scale, and the
 patch embedding. The classifier is left in float as well: one small product whose error lands on the logits unattenuated.
 """
@@ -37,9 +34,6 @@ _LAYERS: dict[Policy, tuple[str, ...]] = {
     "linear": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
     "attention": ("attn.qkv", "attn.qk", "attn.av", "attn.proj", "mlp.fc1", "mlp.fc2"),
 }
-
-PRODUCTS = ("attn.qk", "attn.av")
-"""Products of activations of a block: queries times keys, attention weights times values."""
 
 
 def quantization_sites(config: SwinV2Config, policy: Policy = "linear") -> tuple[str, ...]:

@@ -19,8 +19,7 @@ from calibration.dataset import ImageFolder
 from reference_model.model import EncoderOutput, SwinV2
 from reference_model.preprocessing import Preprocessing, read_image
 from swinv2_deploy.errors import QuantizeError
-from swinv2_deploy.modeling.fake_quant import fake_quantize, only_quantized, quantizers_of
-from swinv2_deploy.modeling.sites import operand_of
+from swinv2_deploy.modeling.fake_quant import fake_quantize, only_quantized, quantized_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,18 +134,14 @@ def _first(outputs: object) -> Tensor:
 def _macs(model: nn.Module, image: Tensor) -> dict[str, float]:
     counts: dict[str, float] = {}
     hooks = []
-    sites = quantizers_of(model)
-    modules = dict(model.named_modules())
-    for site in sites:
-        operand = operand_of(site)
-        module = modules[operand[0] if operand else site]
+    for name, layer in quantized_layers(model).items():
 
         def count(layer: nn.Module, arguments: tuple[Tensor, ...], name: str = name) -> None:
             columns = layer.out_features if isinstance(layer, nn.Linear) else arguments[1].shape[-1]
             # Attention may come in several calls.
             counts[name] = counts.get(name, 0.0) + float(arguments[0].numel() * columns)
 
-        hooks.append(module.register_forward_pre_hook(count))
+        hooks.append(layer.register_forward_pre_hook(count))
     model(image)
     for hook in hooks:
         hook.remove()

@@ -38,7 +38,6 @@ from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
 from swinv2_deploy.modeling.sites import quantization_sites, watched_inputs
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
-from swinv2_deploy.quantize import sweep_picture
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
 from swinv2_deploy.quantize.picture import PICTURE, draw, drawable, has_matplotlib
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY

@@ -149,8 +149,8 @@ def test_the_plain_state_is_that_of_the_reference_model(model: SwinV2, ranges: d
     assert all(torch.equal(plain[name], state[name]) for name in state)
 
 
-def test_unknown_sites_and_empty_ranges_are_refused(model: SwinV2, ranges: dict[str, float]) -> None:
-    with pytest.raises(QuantizeError, match=r"no sites .*layers\.9"):
+def test_sites_that_are_no_linear_layers_and_empty_ranges_are_refused(model: SwinV2, ranges: dict[str, float]) -> None:
+    with pytest.raises(QuantizeError, match=r"no linear layers .*layers\.9"):
         fake_quantize(model, ranges | {"layers.9.mlp": 1.0})
     with pytest.raises(QuantizeError, match="expected a positive number"):
         fake_quantize(model, ranges | {next(iter(ranges)): 0.0})

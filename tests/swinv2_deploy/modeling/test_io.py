@@ -117,7 +117,7 @@ def test_policies_choose_what_they_say(tiny_config: SwinV2Config) -> None:
     """``mlp`` is part of ``linear``; the head, the patch embedding and the position bias are never sites."""
     linear, mlp = quantization_sites(tiny_config, "linear"), quantization_sites(tiny_config, "mlp")
 
-    assert set(POLICIES) == {"linear", "mlp"}
+    assert set(POLICIES) == {"attention", "linear", "mlp"}
     assert mlp == tuple(site for site in linear if ".mlp." in site)
     assert len(linear) == 4 * 4 + 1
     assert linear[8] == "layers.0.downsample.reduction"

@@ -15,7 +15,7 @@ from swinv2_deploy.artifacts import ModelArtifact, file_sha256, write_json
 from swinv2_deploy.atomic import disk_errors, flush, locked, sweep
 from swinv2_deploy.engine.build import Built, Progress, build
 from swinv2_deploy.engine.coverage import check_floors, coverage
-from swinv2_deploy.engine.layers import layers_from_log
+from swinv2_deploy.engine.inspect import layers_of
 from swinv2_deploy.engine.profiles import Profile, profiles_for
 from swinv2_deploy.engine.report import LayerReport, layer_report, write_page
 from swinv2_deploy.engine.spec import EngineSpec
@@ -159,7 +159,7 @@ def compile_engine(
     with _entry(plan, force=force) as folder:
         kept = _kept(source, folder, name)
         built = build(backend, kept, artifact.config, profiles, spec, progress=progress)
-        layers = layers_from_log(built.messages)
+        layers = layers_of(backend, built)
         covered = coverage(layers, artifact.config)
         check_floors(covered, spec.require_int8_gemms, spec.require_fused_attention)
         where = f"{backend.flavor} {backend.version}"

@@ -20,6 +20,9 @@ from swinv2_deploy.errors import EngineBuildError
 Kind = Literal["attention", "product", "convolution", "arithmetic", "movement", "shape"]
 """What a layer is for. ``movement`` computes nothing: copies, reformats, casts and transpositions."""
 
+LISTING = "Layers:\n"
+"""How the message with all layers begins."""
+
 KINDS: tuple[Kind, ...] = ("attention", "product", "convolution", "arithmetic", "movement", "shape")
 
 TYPES = {
@@ -114,7 +117,7 @@ def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
     Raises:
         EngineBuildError: When no message lists them, or a line has another form.
     """
-    listing = [message for message in messages if message.startswith("Layers:\n")]
+    listing = [message for message in messages if message.startswith(LISTING)]
     if not listing:
         raise EngineBuildError(
             "The builder's log lists no layers, so what became of the network is not known; expected a message 'Layers:'. Use a "

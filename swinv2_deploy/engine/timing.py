@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from swinv2_deploy.atomic import disk_errors
+from swinv2_deploy.runtime.tensorrt.backend import cache_folder
 
 if TYPE_CHECKING:
     from swinv2_deploy.runtime.tensorrt.backend import Backend
@@ -64,10 +65,9 @@ def cache_path(backend: Backend, file: str | None) -> Path | None:
         return Path(file)
     if not backend.has_timing_cache:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     gpu = "-".join(backend.default_targets)
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{backend.name}-{backend.version}-{gpu}")
-    return home / "swinv2-deploy" / "timing" / f"{name}.cache"
+    return cache_folder("timing") / f"{name}.cache"
 
 
 def _merge(options: Any, path: Path) -> None:

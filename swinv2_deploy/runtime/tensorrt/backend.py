@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
 import sys
 from abc import ABC, abstractmethod
@@ -118,10 +119,6 @@ class Backend(ABC):
         """Bytes of device memory that a context of an engine needs."""
         return int(engine.device_memory_size_v2)
 
-    def profile_memory(self, engine: Any, profile: int) -> int:
-        """Bytes of device memory that a context needs while it uses one profile."""
-        return int(engine.get_device_memory_size_for_profile_v2(profile))
-
     def validity(self, runtime: Any, plan: bytes) -> str | None:
         """Why this machine cannot run a plan, where the back end can tell without loading it; else None."""
         return None
@@ -143,6 +140,11 @@ class Backend(ABC):
         """Whether this version runs version-compatible engines of that one: of the same major version or the one before it."""
         major, built = (int(text.split(".")[0]) for text in (self.version, built_with))
         return built in (major, major - 1)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where this user's files of one kind are kept from run to run."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "swinv2-deploy" / kind
 
 
 def choose_backend(name: str | None = None, *, gpu: Gpu | str | None = None) -> Backend:

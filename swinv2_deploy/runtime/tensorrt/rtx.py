@@ -81,6 +81,7 @@ class TensorRtRtx(Backend):
     def keep_cache(self, context: Any, cache: Path) -> None:
         """Write the kernels that a context compiled, atomically."""
         content = bytes(context.get_runtime_config().get_runtime_cache().serialize())
+        cache.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{cache.name}.", suffix=".tmp", dir=cache.parent)
         temporary = Path(name)
         try:

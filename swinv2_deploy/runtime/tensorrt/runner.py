@@ -23,7 +23,7 @@ from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.runner import Array, BackEnd, Images, Products
-from swinv2_deploy.runtime.tensorrt.backend import Backend, choose_backend
+from swinv2_deploy.runtime.tensorrt.backend import Backend, cache_folder, choose_backend
 from swinv2_deploy.runtime.tensorrt.device import CudaDevice, Device
 from swinv2_deploy.runtime.tensorrt.gpu import Gpu, find_gpu
 from swinv2_deploy.runtime.tensorrt.sidecar import EngineSidecar, check_engine
@@ -45,6 +45,7 @@ class TensorRtRunner:
         device: Where it runs; None takes the GPU.
         graphs: Whether the work of a shape is recorded and launched as a whole from its second run on.
         slots: Shapes kept ready at most.
+        kernels: File of kernels that TensorRT-RTX compiled when the engine ran before; None takes one in the user's cache.
         masks: What a masked image model hides where :meth:`run` is not told; None means what the artifact's model is trained with.
 
     Raises:
@@ -65,6 +66,7 @@ class TensorRtRunner:
         device: Device | None = None,
         graphs: bool = True,
         slots: int = MOST_SLOTS,
+        kernels: Path | None = None,
         masks: Masks | None = None,
     ) -> None:
         if device is None:
@@ -78,6 +80,7 @@ class TensorRtRunner:
         self._most_slots = slots
         plan, sidecar = check_engine(artifact, name, self._backend)
         self.sidecar: EngineSidecar = sidecar
+        self._kernels = kernels or cache_folder("kernels") / f"{sidecar.plan_sha256[:16]}-{self._backend.version}.cache"
         self.path = artifact.path / "engines" / sidecar.plan
         self.name = name
         self.facts = read_facts(artifact.path / sidecar.onnx)
@@ -167,7 +170,15 @@ class TensorRtRunner:
             _, oldest = self._slots.popitem(last=False)
             oldest.finish()
         slot = _Slot(
-            self._backend, self._engine, self._device, place, shapes, self.sidecar, graphs=self._graphs, name=self.name
+            self._backend,
+            self._engine,
+            self._device,
+            place,
+            shapes,
+            self.sidecar,
+            self._kernels,
+            graphs=self._graphs,
+            name=self.name,
         )
         self._slots[shapes] = slot
         return slot
@@ -210,6 +221,7 @@ class _Slot:
         profile: Number of the profile.
         shapes: Name and shape of every input.
         sidecar: Types of inputs and outputs.
+        kernels: File of kernels compiled at run time.
         graphs: Whether to record the work.
         name: Runner, for messages.
     """
@@ -222,15 +234,21 @@ class _Slot:
         profile: int,
         shapes: Shapes,
         sidecar: EngineSidecar,
+        kernels: Path,
         *,
         graphs: bool,
         name: str,
     ) -> None:
         self._backend, self._device, self._graphs, self._name = backend, device, graphs, name
+        self._kernels = kernels
         self._stream = device.stream()
-        self._context = backend.create_context(engine)
+        self._context = backend.create_context(engine, kernels)
         if self._context is None:
-            raise RunnerError(f"{name}: the GPU has too little memory for another execution context; use smaller profiles.")
+            needed = backend.engine_memory(engine) / 2**20
+            raise RunnerError(
+                f"{name}: the GPU has too little memory left for an execution context of {needed:.0f} MiB; compile with smaller "
+                "profiles, or keep fewer shapes ready."
+            )
         if not self._context.set_optimization_profile_async(profile, device.handle(self._stream)):
             raise RunnerError(f"{name}: TensorRT does not take profile {profile}; compile the engine again.")
         self._inputs = {key: device.empty(shape, _torch_type(sidecar.inputs[key])) for key, shape in shapes}
@@ -291,6 +309,8 @@ class _Slot:
             self._replay()
         else:
             self._enqueue()
+        if self._runs == 0:
+            self._backend.keep_cache(self._context, self._kernels)
         self._runs += 1
 
     def _enqueue(self) -> None:
@@ -304,8 +324,3 @@ class _Slot:
 def _torch_type(facts: Mapping[str, Any]) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, facts["dtype"])
     return dtype
-
-
-def engine_path(artifact: ModelArtifact, name: str) -> Path:
-    """Where an engine of an artifact lies."""
-    return artifact.path / "engines" / f"{name}.plan"

@@ -266,6 +266,20 @@ def test_inconsistent_shapes_leave_nothing_behind(fresh: ModelArtifact, fake_bac
     assert not (fresh.path / "engines").exists()
 
 
+def test_an_engine_whose_log_lists_no_layers_is_inspected(fresh: ModelArtifact, fake_backend: Faked) -> None:
+    backend, spec = fake_backend("tensorrt10"), EngineSpec(onnx="model", timing_cache="")
+    backend.trt.calls["silent"] = [()]
+    planned = replace(planned_engine(fresh, spec, None), backend=backend)
+    result = compile_artifact(fresh, spec, planned)
+    assert backend.trt.calls["inspect"] == [("JSON",)]
+    [covered] = result.report.coverage
+    assert [layer.name for layer in covered.linear if layer.is_int8] == ["layers.0.blocks.0.attn.qkv"]
+    backend.trt.calls["unloadable"] = [()]
+    with pytest.raises(EngineBuildError, match="listed no layers, and does not load what it has built"):
+        compile_artifact(fresh, spec, planned, force=True)
+    assert result.plan.is_file()
+
+
 def test_ctrl_c_stops_the_builder_and_leaves_nothing_behind(fresh: ModelArtifact, fake_backend: Faked) -> None:
     backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
     planned = replace(planned_engine(fresh, spec, None), backend=backend)

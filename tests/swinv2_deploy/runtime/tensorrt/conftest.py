@@ -25,6 +25,12 @@ GPU = Gpu("NVIDIA Test", "9.0", 80 * 2**30)
 VERSIONS = {"tensorrt10": "10.13.2.6", "tensorrt11": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the user's cache alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def fakes() -> ModuleType:
     """The module with the fake APIs; tests are no package."""

@@ -51,6 +51,7 @@ def fake_module(flavor: str, version: str) -> Any:
     BuilderFlag = Enum("BuilderFlag", ["VERSION_COMPATIBLE", "WEIGHT_STREAMING"])
     ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED", "NONE"])
     HardwareCompatibilityLevel = Enum("HardwareCompatibilityLevel", ["NONE", "AMPERE_PLUS"])
+    LayerInformationFormat = Enum("LayerInformationFormat", ["ONELINE", "JSON"])
     MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
     ComputeCapability = Enum("ComputeCapability", ["NONE", "CURRENT", "SM75", "SM80", "SM86", "SM89", "SM120", "SM121"])
     EngineValidity = Enum("EngineValidity", ["VALID", "SUBOPTIMAL", "INVALID"])
@@ -166,7 +167,8 @@ def fake_module(flavor: str, version: str) -> Any:
             for profile in config.profiles:
                 self.logger.log(Severity.INFO, f"Total Activation Memory: {1000 * profile.shapes['pixel_values'][2][0]} bytes")
             self.logger.log(Severity.INFO, "Total Weights Memory: 77 bytes")
-            self.logger.log(Severity.VERBOSE, LAYERS)
+            if not calls.get("silent"):
+                self.logger.log(Severity.VERBOSE, LAYERS)
             return json.dumps([[list(map(list, profile.shapes["pixel_values"])) for profile in config.profiles]]).encode()
 
     class ParserError:
@@ -266,14 +268,22 @@ def fake_module(flavor: str, version: str) -> Any:
         def get_runtime_config(self) -> RuntimeConfig:
             return self.config
 
+    class EngineInspector:
+        def get_engine_information(self, format: Any) -> str:
+            note("inspect", format.name)
+            tensor = {"Name": "a", "Dimensions": [-1, 8], "Format/Datatype": "Row major linear Int8 format"}
+            weight = tensor | {"Name": "w", "Dimensions": [8, 24]}
+            layer = {"Name": "qkv", "LayerType": "gemm", "Inputs": [tensor], "Constants": [weight], "Outputs": [tensor]}
+            return json.dumps({"Layers": [layer | {"Metadata": "[ONNX Layer: layers.0.blocks.0.attn.qkv]"}]})
+
     class Engine:
         device_memory_size_v2 = 4096
 
         def __init__(self, profiles: list[Any]) -> None:
             self.profiles = profiles
 
-        def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-            return 4096 * (profile_index + 1)
+        def create_engine_inspector(self) -> EngineInspector:
+            return EngineInspector()
 
         def create_execution_context(self, config: Any = None) -> Context:
             note("context")
@@ -286,8 +296,10 @@ def fake_module(flavor: str, version: str) -> Any:
         def __init__(self, logger: Any) -> None:
             pass
 
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine:
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
             note("deserialize")
+            if calls.get("unloadable"):
+                return None
             return Engine(json.loads(bytes(serialized_engine))[0])
 
     if rtx:
@@ -310,6 +322,8 @@ def fake_module(flavor: str, version: str) -> Any:
         "ProfilingVerbosity": ProfilingVerbosity,
         "HardwareCompatibilityLevel": HardwareCompatibilityLevel,
         "MemoryPoolType": MemoryPoolType,
+        "LayerInformationFormat": LayerInformationFormat,
+        "EngineInspector": EngineInspector,
         "nptype": np.dtype,
         "calls": calls,
     }

@@ -91,16 +91,16 @@ def test_compatibility_is_set_or_refused_by_name(make_backend: Make) -> None:
 def test_memory_is_read_as_each_version_has_it(make_backend: Make) -> None:
     backend = make_backend("tensorrt11")
     engine = backend.trt.ICudaEngine([])
-    assert (backend.engine_memory(engine), backend.profile_memory(engine, 1)) == (4096, 8192)
+    assert backend.engine_memory(engine) == 4096
 
 
 def test_kernels_compiled_at_run_time_are_kept_for_the_next_time(make_backend: Make, tmp_path: Path) -> None:
-    backend, cache = make_backend("tensorrt_rtx"), tmp_path / "jit"
+    backend, cache = make_backend("tensorrt_rtx"), tmp_path / "kernels" / "jit"
     for expected in (b"+jit", b"+jit+jit"):
         context = backend.create_context(backend.trt.ICudaEngine([]), cache)
         backend.keep_cache(context, cache)
         assert cache.read_bytes() == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["jit"]
+    assert [path.name for path in cache.parent.iterdir()] == ["jit"]
 
 
 def test_one_logger_serves_a_module_and_records_everything_for_a_while(

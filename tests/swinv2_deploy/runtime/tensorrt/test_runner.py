@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,31 @@ def test_tensors_on_the_device_stay_there(make_backend: Make, with_engine: WithE
         np.testing.assert_allclose(found.numpy(), expected(pixels.numpy()), rtol=1e-5)
     with pytest.raises(RunnerError, match=r"without gaps in memory; got \['pixel_values'\], gaps in \['pixel_values'\]"):
         runner.run_torch(torch.zeros(2, 3, 32, 64)[..., ::2])
+
+
+def test_kernels_of_rtx_are_kept_after_the_first_run(
+    make_backend: Make, with_engine: WithEngine, host_device: Any, tmp_path: Path
+) -> None:
+    backend = make_backend("tensorrt_rtx")
+    artifact = with_engine(backend)
+    for expected in (b"+jit", b"+jit+jit"):
+        runner = TensorRtRunner(artifact, "fast", backend=backend, device=host_device)
+        runner.run(images(1))
+        [kept] = (tmp_path / "cache" / "swinv2-deploy" / "kernels").iterdir()
+        assert kept.read_bytes() == expected
+        runner.run(images(1))
+        assert kept.read_bytes() == expected
+
+
+def test_too_little_memory_is_said_with_what_is_needed(
+    make_backend: Make, with_engine: WithEngine, host_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend("tensorrt11")
+    monkeypatch.setattr(backend.trt.ICudaEngine, "create_execution_context", lambda self: None)
+    monkeypatch.setattr(backend.trt.ICudaEngine, "device_memory_size_v2", 300 * 2**20)
+    runner = TensorRtRunner(with_engine(backend), "fast", backend=backend, device=host_device)
+    with pytest.raises(RunnerError, match="too little memory left for an execution context of 300 MiB"):
+        runner.run(images(1))
 
 
 def test_a_failed_run_gives_no_results(make_backend: Make, with_engine: WithEngine, host_device: Any) -> None:

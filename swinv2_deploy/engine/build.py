@@ -228,13 +228,15 @@ def _monitor(trt: Any, progress: Progress, stopped: Callable[[], bool]) -> Any:
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Hold back Ctrl-C and SIGTERM while foreign code runs, and let them act after it; the yielded function says whether one came.
 
-    The second one acts at once, without cleaning up. Outside the main thread, which alone gets signals, nothing changes.
+    The second one acts at once, without cleaning up. A signal that is ignored stays so. Outside the main thread, which alone gets
+    signals, nothing changes.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def hold(number: int, frame: FrameType | None) -> None:
         caught.append(number)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks import bench_processes, bench_resume, bench_resume_qat
+from benchmarks import bench_processes, bench_resume
 from swinv2_deploy.training import checkpoint
 
 
@@ -36,18 +36,6 @@ def test_a_different_bit_would_be_seen(tmp_path: Path) -> None:
     (tmp_path / checkpoint.UNFINISHED).mkdir()
 
     assert bench_resume.differences(tmp_path, whole) == ["result: gain", checkpoint.UNFINISHED]
-
-
-@pytest.mark.slow
-def test_a_killed_quantization_ends_bit_identically(tmp_path: Path) -> None:
-    """The command itself, SIGKILL half way through the checkpoint of its first epoch's end, then the same command line again."""
-    pytest.importorskip("modelopt")
-    [row] = bench_resume_qat.measure(kills=1, seed=0)
-
-    assert row["ended"] == "killed at save"
-    assert row["resumed_from"] == 50
-    assert row["different"] == []
-    assert row["compared"] > 100
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,24 @@ def test_an_engine_whose_log_lists_no_layers_is_inspected(fresh: ModelArtifact, 
     assert result.plan.is_file()
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Let Ctrl-C mean what it does in a terminal: a process started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible() as stopped:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not stopped()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_stops_the_builder_and_leaves_nothing_behind(fresh: ModelArtifact, fake_backend: Faked) -> None:
     backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
     planned = replace(planned_engine(fresh, spec, None), backend=backend)

@@ -26,7 +26,7 @@ from swinv2_deploy.runtime.runner import Array, BackEnd, Images, Products
 from swinv2_deploy.runtime.tensorrt.backend import Backend, cache_folder, choose_backend
 from swinv2_deploy.runtime.tensorrt.device import CudaDevice, Device
 from swinv2_deploy.runtime.tensorrt.gpu import Gpu, find_gpu
-from swinv2_deploy.runtime.tensorrt.sidecar import EngineSidecar, check_engine
+from swinv2_deploy.runtime.tensorrt.sidecar import EngineSidecar, check_engine, read_sidecar
 
 MOST_SLOTS = 4
 """Shapes kept ready. Each holds the activations of its profile in device memory."""
@@ -74,7 +74,7 @@ class TensorRtRunner:
             if not isinstance(gpu, Gpu):
                 raise BackendMissing(f"An engine runs on a GPU, and there is none here ({gpu}); run the ONNX file instead.")
             device = CudaDevice(gpu.name)
-        self._backend = backend or choose_backend()
+        self._backend = backend or choose_backend(_built_by(artifact, name))
         self._device = device
         self._graphs = graphs
         self._most_slots = slots
@@ -206,6 +206,12 @@ class TensorRtRunner:
         )
 
 
+def _built_by(artifact: ModelArtifact, name: str) -> str | None:
+    """The back end that built an engine, as its sidecar says; None where there is none, which the check of the engine tells."""
+    path = artifact.path / "engines" / f"{name}.json"
+    return read_sidecar(path).backend if path.is_file() else None
+
+
 def _inside(shape: Sequence[int], bounds: Sequence[Sequence[int]], *, start: int = 0) -> bool:
     low, _, high = bounds
     return all(a <= side <= b for a, side, b in zip(low[start:], shape, high[start:], strict=True))
@@ -267,7 +273,7 @@ class _Slot:
         self._host_inputs = {key: device.pinned(tuple(value.shape), value.dtype) for key, value in self._inputs.items()}
         self._host_outputs = {key: device.pinned(tuple(value.shape), value.dtype) for key, value in self.outputs.items()}
         for key, value in (*self._inputs.items(), *self.outputs.items()):
-            self._context.set_tensor_address(key, value.data_ptr())
+            self._place(key, value)
         self._runs = 0
         self._replay: Callable[[], None] | None = None
 
@@ -287,7 +293,7 @@ class _Slot:
             if self._graphs:
                 self._device.copy(self._inputs[key], value, self._stream)
             else:
-                self._context.set_tensor_address(key, value.data_ptr())
+                self._place(key, value)
         self._execute()
         self._device.let_caller_wait(self._stream)
 
@@ -301,6 +307,11 @@ class _Slot:
     def finish(self) -> None:
         """Wait for what is in flight."""
         self._device.synchronize(self._stream)
+
+    def _place(self, key: str, value: Tensor) -> None:
+        """Tell the engine where a tensor lies; it refuses addresses that are no multiple of what it needs."""
+        if not self._context.set_tensor_address(key, value.data_ptr()):
+            raise RunnerError(f"{self._name}: TensorRT does not take {key} where it lies in memory; pass a copy of it.")
 
     def _execute(self) -> None:
         if self._graphs and self._runs == 1:

@@ -113,6 +113,28 @@ def test_kernels_of_rtx_are_kept_after_the_first_run(
         assert kept.read_bytes() == expected
 
 
+def test_the_back_end_is_the_one_that_built_the_engine(
+    make_backend: Make, with_engine: WithEngine, host_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swinv2_deploy.runtime.tensorrt import runner
+
+    backend = make_backend("tensorrt_rtx")
+    asked: list[str | None] = []
+    monkeypatch.setattr(runner, "choose_backend", lambda name: asked.append(name) or backend)
+    TensorRtRunner(with_engine(backend), "fast", device=host_device)
+    assert asked == ["tensorrt-rtx"]
+
+
+def test_an_address_that_is_refused_is_no_result(
+    make_backend: Make, with_engine: WithEngine, host_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend("tensorrt11")
+    monkeypatch.setattr(backend.trt.IExecutionContext, "set_tensor_address", lambda self, name, memory: False)
+    runner = TensorRtRunner(with_engine(backend), "fast", backend=backend, device=host_device)
+    with pytest.raises(RunnerError, match="does not take pixel_values where it lies in memory"):
+        runner.run(images(1))
+
+
 def test_too_little_memory_is_said_with_what_is_needed(
     make_backend: Make, with_engine: WithEngine, host_device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,20 @@ def replace_folder(temporary: Path, path: Path) -> None:
     flush(path.parent)
 
 
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file beside its place and rename it into it, so that it holds the old content or the new, never a part."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        temporary.chmod(mode)
+        flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sweep(path: Path) -> None:
     """Clean up after a run that was killed while it wrote this artifact: it held the lock, so nothing here is in use."""
     for aside in path.parent.glob(f".{escape(path.name)}.{RANDOM}.old"):

@@ -310,11 +310,12 @@ def compile_artifact(
     for extra in facts.external:
         artifact.file(f"onnx/{extra}")
     source = EngineSource(path=path, facts=facts)
-    name = planned.plan.stem
     with tempfile.TemporaryDirectory() as folder:
         if planned.rest == "fp16" or planned.rest == "bf16":
             progress(f"Bringing the rest into {planned.rest}", 0, 1)
-            target = Path(folder) / f"{name}.onnx"
+            target = Path(folder) / f"{planned.plan.stem}.onnx"
             half_rest(path, target, planned.rest, load_model(artifact))
             source = EngineSource(path=target, facts=read_facts(target), derived=True)
-        return compile_engine(artifact, source, spec, name, planned.backend, force=force, progress=progress)
+        return compile_engine(
+            artifact, source, spec, planned.profiles, planned.plan, planned.backend, force=force, progress=progress
+        )

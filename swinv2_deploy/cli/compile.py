@@ -13,6 +13,7 @@ from swinv2_deploy.cli.options import ARTIFACTS, Artifact, DryRun, Json, Quiet, 
 from swinv2_deploy.cli.progress import progress_of
 
 if TYPE_CHECKING:
+    from swinv2_deploy.artifacts import ModelArtifact
     from swinv2_deploy.engine.compile import CompileResult
     from swinv2_deploy.engine.profiles import Profile
     from swinv2_deploy.engine.spec import EngineSpec
@@ -126,14 +127,12 @@ def compile_command(
             warn(
                 f"{artifact.name} has UNTRAINED weights: speed and size are those of the real model, and its answers mean nothing."
             )
-        _run(artifact.path, spec, name, output, force=force, dry_run=dry_run)
+        _run(artifact, spec, name, output, force=force, dry_run=dry_run)
 
 
-def _run(path: Path, spec: EngineSpec, name: str | None, output: Output, *, force: bool, dry_run: bool) -> None:
-    from swinv2_deploy.artifacts import read_artifact
+def _run(artifact: ModelArtifact, spec: EngineSpec, name: str | None, output: Output, *, force: bool, dry_run: bool) -> None:
     from swinv2_deploy.pipeline import compile_artifact, planned_engine
 
-    artifact = read_artifact(path)
     planned = planned_engine(artifact, spec, name, force=force)
     where = f"{planned.backend.flavor} {planned.backend.version}"
     output.say(f"Compiling {planned.onnx}.onnx ({planned.precision}) of {artifact.name} with {where}")
@@ -159,7 +158,7 @@ def _run(path: Path, spec: EngineSpec, name: str | None, output: Output, *, forc
 
 
 def _words(profile: Profile) -> str:
-    low, middle, high = ("x".join(map(str, bound)) for bound in (profile.min, profile.opt, profile.max))
+    low, middle, high = str(profile).split()
     return (
         f"{low} (batch x height x width) only"
         if low == high

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,12 +18,13 @@ from swinv2_deploy.engine.build import Built, Progress, build
 from swinv2_deploy.engine.coverage import check_floors, coverage
 from swinv2_deploy.engine.inspect import layers_of
 from swinv2_deploy.engine.profiles import Profile, profiles_for
-from swinv2_deploy.engine.report import LayerReport, layer_report, write_page
+from swinv2_deploy.engine.report import LayerReport, write_page
 from swinv2_deploy.engine.spec import EngineSpec
 from swinv2_deploy.errors import ArtifactError, SpecError
+from swinv2_deploy.modeling.io import WEIGHTS
 from swinv2_deploy.runtime.onnx_file import OnnxFacts
 from swinv2_deploy.runtime.tensorrt.backend import Backend
-from swinv2_deploy.runtime.tensorrt.sidecar import WEIGHTS, EngineSidecar, this_system, write_sidecar
+from swinv2_deploy.runtime.tensorrt.sidecar import EngineSidecar, this_system, write_sidecar
 
 ENGINES = "engines"
 PREFERRED = ("model_int8", "model_fp16", "model")
@@ -119,16 +121,21 @@ def place_for(artifact: ModelArtifact, name: str, *, force: bool) -> Path:
     if not name or name != Path(name).name or name.startswith("."):
         raise SpecError(f"An engine cannot be called {name!r}; expected a plain file name without a suffix.")
     plan = artifact.path / ENGINES / f"{name}.plan"
+    _refuse_taken(plan, force=force)
+    return plan
+
+
+def _refuse_taken(plan: Path, *, force: bool) -> None:
     if plan.exists() and not force:
         raise ArtifactError(f"{plan} exists already; use --force to replace it, or --name for another name.")
-    return plan
 
 
 def compile_engine(
     artifact: ModelArtifact,
     source: EngineSource,
     spec: EngineSpec,
-    name: str,
+    profiles: tuple[Profile, ...],
+    plan: Path,
     backend: Backend,
     *,
     force: bool = False,
@@ -140,35 +147,45 @@ def compile_engine(
 
     Args:
         artifact: Artifact that the ONNX file belongs to or was derived from.
-        source: The ONNX file.
+        source: The ONNX file, which :func:`refuse_unsuited` let pass.
         spec: How to build.
-        name: Name of the engine.
+        profiles: What :func:`profiles_of` made of the spec.
+        plan: Where :func:`place_for` puts the engine.
         backend: What builds.
         force: Whether an engine of that name is replaced.
         progress: Called as the build goes on.
 
     Raises:
-        SpecError: When a profile is outside the file's range, or the back end lacks an option.
+        SpecError: When the back end lacks an option.
         EngineBuildError: When the back end refuses the network, or the engine covers too little.
         ArtifactError: When the place is taken or cannot be written.
         ArtifactLocked: When another run is writing it.
     """
-    refuse_unsuited(source.path, source.facts)
-    profiles = profiles_of(spec, source.facts)
-    plan = place_for(artifact, name, force=force)
+    name = plan.stem
     with _entry(plan, force=force) as folder:
         kept = _kept(source, folder, name)
         built = build(backend, kept, artifact.config, profiles, spec, progress=progress)
         layers = layers_of(backend, built)
         covered = coverage(layers, artifact.config)
         check_floors(covered, spec.require_int8_gemms, spec.require_fused_attention)
-        where = f"{backend.flavor} {backend.version}"
-        report = layer_report(name, source.path.name, source.precision, where, built, profiles, layers, covered)
-        with (folder / plan.name).open("wb") as file:
-            file.write(built.plan)
+        report = LayerReport(
+            name=name,
+            onnx=source.path.name,
+            backend=f"{backend.flavor} {backend.version}",
+            targets=built.targets,
+            precision=source.precision,
+            profiles=profiles,
+            coverage=covered,
+            layers=layers,
+            plan_bytes=len(built.plan),
+            activation_bytes=built.activation_bytes,
+            weight_bytes=built.weight_bytes,
+            seconds=built.seconds,
+        )
+        (folder / plan.name).write_bytes(built.plan)
         write_json(folder / f"{name}.layers.json", report.to_dict())
         write_page(report, artifact.config, folder / f"{name}.html")
-        sidecar = _sidecar(artifact, source, spec, kept, built, profiles, folder / plan.name, backend)
+        sidecar = _sidecar(artifact, source, spec, kept, built, profiles, plan, backend)
         write_sidecar(folder / f"{name}.json", sidecar)
     return CompileResult(plan=plan, sidecar=sidecar, report=report, page=plan.with_suffix(".html"))
 
@@ -202,7 +219,7 @@ def _sidecar(
     }
     return EngineSidecar(
         plan=plan.name,
-        plan_sha256=file_sha256(plan),
+        plan_sha256=hashlib.sha256(built.plan).hexdigest(),
         plan_bytes=len(built.plan),
         onnx=f"{beside}/{kept.name}",
         onnx_sha256=hashes,
@@ -238,8 +255,7 @@ def _entry(plan: Path, *, force: bool) -> Iterator[Path]:
         try:
             with locked(plan.with_suffix("")):
                 sweep(plan.with_suffix(""))
-                if plan.exists() and not force:
-                    raise ArtifactError(f"{plan} exists already; use --force to replace it, or --name for another name.")
+                _refuse_taken(plan, force=force)  # again: the run that held the lock until now may have made it
                 temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=place))
                 try:
                     yield temporary

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reference_model.config import SwinV2Config
-from swinv2_deploy.engine.build import Built
 from swinv2_deploy.engine.coverage import Coverage, LinearLayer
 from swinv2_deploy.engine.layers import EngineLayer
 from swinv2_deploy.engine.profiles import Profile
@@ -79,33 +78,6 @@ class LayerReport:
             "activation_bytes": self.activation_bytes[place] if known else None,
             "coverage": covered.to_dict() if covered else None,
         }
-
-
-def layer_report(
-    name: str,
-    onnx: str,
-    precision: str,
-    backend: str,
-    built: Built,
-    profiles: Sequence[Profile],
-    layers: tuple[EngineLayer, ...],
-    covered: tuple[Coverage, ...],
-) -> LayerReport:
-    """Put together what a build said of itself."""
-    return LayerReport(
-        name=name,
-        onnx=onnx,
-        backend=backend,
-        targets=built.targets,
-        precision=precision,
-        profiles=tuple(profiles),
-        coverage=covered,
-        layers=layers,
-        plan_bytes=len(built.plan),
-        activation_bytes=built.activation_bytes,
-        weight_bytes=built.weight_bytes,
-        seconds=built.seconds,
-    )
 
 
 def write_page(report: LayerReport, config: SwinV2Config, path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from swinv2_deploy.atomic import disk_errors
+from swinv2_deploy.atomic import disk_errors, replace_file
 from swinv2_deploy.runtime.tensorrt.backend import cache_folder
 
 if TYPE_CHECKING:
@@ -75,13 +73,4 @@ def _merge(options: Any, path: Path) -> None:
     cache = options.get_timing_cache()
     if path.is_file():
         cache.combine(options.create_timing_cache(path.read_bytes()), ignore_mismatch=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(bytes(cache.serialize()))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, bytes(cache.serialize()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_deploy.artifacts import write_json
+from swinv2_deploy.atomic import replace_file
 from swinv2_deploy.errors import ArtifactError, ToleranceExceeded
 from swinv2_deploy.verify.inputs import Skipped
 from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
@@ -268,14 +269,8 @@ class DriftReport:
         path = path.absolute()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            replace_file(path, text.encode(), mode=0o644)
         except OSError as error:
             raise ArtifactError(f"The report cannot be written to {path} ({error.strerror}); choose another place.") from error
         return path

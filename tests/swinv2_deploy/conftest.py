@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from reference_model.config import SwinV2Config
     from swinv2_deploy.artifacts import ModelArtifact
+    from swinv2_deploy.runtime.tensorrt import Backend
 
     Edit = Callable[[onnx.ModelProto], None]
 
@@ -144,5 +147,37 @@ def edit_metadata() -> Callable[..., Edit]:
                 entry.key, entry.value = f"swinv2_deploy.{key}", json.dumps(value)
 
         return edit
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fakes() -> ModuleType:
+    """The module with the three TensorRT APIs; tests are no package."""
+    place = Path(__file__).parent / "runtime" / "tensorrt" / "fakes.py"
+    spec = importlib.util.spec_from_file_location("tensorrt_fakes", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def make_backend(fakes: ModuleType) -> Callable[[str], Backend]:
+    """Function from a flavor to its back end over a fresh fake module, on a GPU that is not there."""
+    from swinv2_deploy.runtime.tensorrt.gpu import Gpu
+    from swinv2_deploy.runtime.tensorrt.rtx import TensorRtRtx
+    from swinv2_deploy.runtime.tensorrt.tensorrt10 import TensorRt10
+    from swinv2_deploy.runtime.tensorrt.tensorrt11 import TensorRt11
+
+    versions = {"tensorrt10": "10.13.2.6", "tensorrt11": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
+
+    def make(flavor: str) -> Backend:
+        trt = fakes.fake_module(flavor, versions[flavor])
+        if flavor == "tensorrt_rtx":
+            return TensorRtRtx(trt)
+        gpu = Gpu("NVIDIA Test", "9.0", 80 * 2**30)
+        return TensorRt10(trt, gpu) if flavor == "tensorrt10" else TensorRt11(trt, gpu)
 
     return make

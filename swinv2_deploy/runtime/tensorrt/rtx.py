@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from swinv2_deploy.atomic import replace_file
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.runtime.tensorrt.backend import Backend, BackendName
 
@@ -82,14 +81,7 @@ class TensorRtRtx(Backend):
         """Write the kernels that a context compiled, atomically."""
         content = bytes(context.get_runtime_config().get_runtime_cache().serialize())
         cache.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{cache.name}.", suffix=".tmp", dir=cache.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(temporary, cache)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(cache, content)
 
     def _known(self) -> dict[str, Any]:
         members = self.trt.ComputeCapability.__members__

@@ -19,10 +19,10 @@ from typing import Any
 
 from swinv2_deploy.artifacts import ModelArtifact, file_sha256, write_json
 from swinv2_deploy.errors import ArtifactError
+from swinv2_deploy.modeling.io import WEIGHTS
 from swinv2_deploy.runtime.tensorrt.backend import Backend
 
 SCHEMA = 1
-WEIGHTS = "model.safetensors"
 
 Shape = tuple[int, ...]
 

@@ -24,12 +24,9 @@ from swinv2_deploy.engine.compile import CompileResult
 from swinv2_deploy.errors import ArtifactError, BackendMissing, EngineBuildError, SpecError
 from swinv2_deploy.pipeline import compile_artifact, planned_engine
 from swinv2_deploy.runtime import OnnxRunner
-from swinv2_deploy.runtime.tensorrt import check_engine, choose_backend
-from swinv2_deploy.runtime.tensorrt.gpu import Gpu
-from swinv2_deploy.runtime.tensorrt.tensorrt10 import TensorRt10
-from swinv2_deploy.runtime.tensorrt.tensorrt11 import TensorRt11
+from swinv2_deploy.runtime.tensorrt import Backend, check_engine, choose_backend
 
-GPU = Gpu("NVIDIA Test", "9.0", 80 * 2**30)
+Make = Callable[[str], Backend]
 real = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the extra rtx")
 
 
@@ -181,32 +178,9 @@ def test_no_back_end_is_one_line_with_exit_code_4(fresh: ModelArtifact, monkeypa
     assert caught.value.exit_code == 4
 
 
-@pytest.fixture
-def fake_modules() -> Any:
-    place = Path(__file__).parents[1] / "runtime" / "tensorrt" / "fakes.py"
-    spec = importlib.util.spec_from_file_location("tensorrt_fakes", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-Faked = Callable[[str], Any]
-
-
-@pytest.fixture
-def fake_backend(fake_modules: Any) -> Faked:
-    def make(flavor: str) -> Any:
-        version = {"tensorrt10": "10.13.2.6", "tensorrt11": "11.4.0.106"}[flavor]
-        return (TensorRt10 if flavor == "tensorrt10" else TensorRt11)(fake_modules.fake_module(flavor, version), GPU)
-
-    return make
-
-
 @pytest.mark.parametrize("flavor", ["tensorrt10", "tensorrt11"])
-def test_options_reach_the_builder_of_tensorrt(fresh: ModelArtifact, fake_backend: Faked, tmp_path: Path, flavor: str) -> None:
-    backend = fake_backend(flavor)
+def test_options_reach_the_builder_of_tensorrt(fresh: ModelArtifact, make_backend: Make, tmp_path: Path, flavor: str) -> None:
+    backend = make_backend(flavor)
     cache = tmp_path / "timing" / "kernels.cache"
     spec = EngineSpec(
         onnx="model",
@@ -235,10 +209,10 @@ def test_options_reach_the_builder_of_tensorrt(fresh: ModelArtifact, fake_backen
 
 
 def test_timings_grow_from_build_to_build_and_foreign_ones_are_measured_anew(
-    fresh: ModelArtifact, fake_backend: Faked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fresh: ModelArtifact, make_backend: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model")
+    backend, spec = make_backend("tensorrt11"), EngineSpec(onnx="model")
     planned = replace(planned_engine(fresh, spec, None), backend=backend)
     for _ in range(2):
         compile_artifact(fresh, spec, planned, force=True)
@@ -257,8 +231,8 @@ def test_rtx_has_no_timing_cache(fresh: ModelArtifact) -> None:
     assert not (fresh.path / "engines").exists()
 
 
-def test_inconsistent_shapes_leave_nothing_behind(fresh: ModelArtifact, fake_backend: Faked) -> None:
-    backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
+def test_inconsistent_shapes_leave_nothing_behind(fresh: ModelArtifact, make_backend: Make) -> None:
+    backend, spec = make_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
     backend.trt.calls["inconsistent"] = [()]
     planned = replace(planned_engine(fresh, spec, None), backend=backend)
     with pytest.raises(EngineBuildError, match="node_matmul_15 has 4 and 9"):
@@ -266,8 +240,8 @@ def test_inconsistent_shapes_leave_nothing_behind(fresh: ModelArtifact, fake_bac
     assert not (fresh.path / "engines").exists()
 
 
-def test_an_engine_whose_log_lists_no_layers_is_inspected(fresh: ModelArtifact, fake_backend: Faked) -> None:
-    backend, spec = fake_backend("tensorrt10"), EngineSpec(onnx="model", timing_cache="")
+def test_an_engine_whose_log_lists_no_layers_is_inspected(fresh: ModelArtifact, make_backend: Make) -> None:
+    backend, spec = make_backend("tensorrt10"), EngineSpec(onnx="model", timing_cache="")
     backend.trt.calls["silent"] = [()]
     planned = replace(planned_engine(fresh, spec, None), backend=backend)
     result = compile_artifact(fresh, spec, planned)
@@ -298,8 +272,8 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_ctrl_c_stops_the_builder_and_leaves_nothing_behind(fresh: ModelArtifact, fake_backend: Faked) -> None:
-    backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
+def test_ctrl_c_stops_the_builder_and_leaves_nothing_behind(fresh: ModelArtifact, make_backend: Make) -> None:
+    backend, spec = make_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
     planned = replace(planned_engine(fresh, spec, None), backend=backend)
 
     def interrupt(what: str, done: int, total: int) -> None:
@@ -325,12 +299,12 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     assert found == [False]
 
 
-def test_one_engine_of_a_name_is_written_at_a_time(fresh: ModelArtifact, fake_backend: Faked) -> None:
+def test_one_engine_of_a_name_is_written_at_a_time(fresh: ModelArtifact, make_backend: Make) -> None:
     from filelock import FileLock
 
     from swinv2_deploy.errors import ArtifactLocked
 
-    backend, spec = fake_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
+    backend, spec = make_backend("tensorrt11"), EngineSpec(onnx="model", timing_cache="")
     planned = replace(planned_engine(fresh, spec, None), backend=backend)
     (fresh.path / "engines").mkdir()
     with FileLock(fresh.path / "engines" / ".model.lock"), pytest.raises(ArtifactLocked):

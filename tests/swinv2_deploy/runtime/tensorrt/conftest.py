@@ -1,13 +1,11 @@
-"""Fake back ends, a device of host memory, and an artifact with an engine."""
+"""A device of host memory, and an artifact with an engine."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,44 +13,13 @@ import torch
 
 from swinv2_deploy.artifacts import ModelArtifact, file_sha256
 from swinv2_deploy.runtime.tensorrt.backend import Backend
-from swinv2_deploy.runtime.tensorrt.gpu import Gpu
-from swinv2_deploy.runtime.tensorrt.rtx import TensorRtRtx
 from swinv2_deploy.runtime.tensorrt.sidecar import EngineSidecar, this_system, write_sidecar
-from swinv2_deploy.runtime.tensorrt.tensorrt10 import TensorRt10
-from swinv2_deploy.runtime.tensorrt.tensorrt11 import TensorRt11
-
-GPU = Gpu("NVIDIA Test", "9.0", 80 * 2**30)
-VERSIONS = {"tensorrt10": "10.13.2.6", "tensorrt11": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the user's cache alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def fakes() -> ModuleType:
-    """The module with the fake APIs; tests are no package."""
-    spec = importlib.util.spec_from_file_location("tensorrt_fakes", Path(__file__).with_name("fakes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def make_backend(fakes: ModuleType) -> Callable[[str], Backend]:
-    """Function from a flavor to its back end over a fresh fake module."""
-
-    def make(flavor: str) -> Backend:
-        trt = fakes.fake_module(flavor, VERSIONS[flavor])
-        if flavor == "tensorrt_rtx":
-            return TensorRtRtx(trt)
-        return (TensorRt10 if flavor == "tensorrt10" else TensorRt11)(trt, GPU)
-
-    return make
 
 
 class HostDevice:

@@ -17,8 +17,8 @@ from swinv2_deploy.runtime import OnnxRunner, Proof, masks_for, prove
 from swinv2_deploy.runtime.onnx_file import append_metadata, read_facts
 
 LARGEST_CHANGE = 0.25
-"""Root mean square of the change over that of the output. Rounding flips amplify in an INT8 network: on noise, the bundled model moves
-by 2.0 % with an FP16 rest and by 2.5 % with BF16, and by 0.7 % when 1e-6 is added to its input."""
+"""Root mean square of the change over that of the output. Rounding flips amplify in an INT8 network: on noise, the bundled model
+moves by 2.0 % with an FP16 rest and by 2.5 % with BF16, and by 0.7 % when 1e-6 is added to its input."""
 
 
 def half_rest(source: Path, target: Path, precision: HalfPrecision, model: SwinV2) -> Proof:

@@ -12,6 +12,7 @@ from swinv2_deploy import __version__
 from swinv2_deploy.cli.compile import compile_command
 from swinv2_deploy.cli.export import export_command
 from swinv2_deploy.cli.list import list_command
+from swinv2_deploy.cli.prune import prune_command
 from swinv2_deploy.cli.quantize import quantize_command
 from swinv2_deploy.cli.train import train_command
 from swinv2_deploy.cli.verify import verify_command
@@ -42,6 +43,7 @@ def _root(
 
 app.command("export")(export_command)
 app.command("train")(train_command)
+app.command("prune")(prune_command)
 app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
 app.command("verify")(verify_command)

@@ -58,8 +58,12 @@ def quantize_command(
     method: Annotated[
         str, typer.Option("--method", help="ptq quantizes the weights as they are, qat trains them with their rounding first.")
     ] = "ptq",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 1.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 1e-6.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 1, or as prune's.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 1e-6 or prune's.")
+    ] = None,
     train_batch: Annotated[
         int | None, typer.Option("--train-batch", min=1, help="qat: images a step. Default: 32, or all where there are fewer.")
     ] = None,
@@ -69,6 +73,10 @@ def quantize_command(
     distill_weight: Annotated[
         float | None,
         typer.Option("--distill-weight", help="qat: share of the loss that follows the FP32 model, 0 to 1. Default: 1."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="qat: artifact to learn from. Default: the model, or what a pruned one was cut from."),
     ] = None,
     run: Annotated[
         Path | None,
@@ -110,8 +118,10 @@ def quantize_command(
         from calibration.samples import sample_folder
         from swinv2_deploy.artifacts import newest_artifact, read_artifact
         from swinv2_deploy.errors import SpecError
+        from swinv2_deploy.modeling.pruned import read_record, teacher_of
         from swinv2_deploy.modeling.sites import POLICIES, quantization_sites
         from swinv2_deploy.quantize.spec import QuantizeSpec, as_policy, as_ranges, as_unsigned
+        from swinv2_deploy.training.finish import batch_that_fits
 
         # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
         torch.set_flush_denormal(True)
@@ -136,20 +146,26 @@ def quantize_command(
             "ranges": None if ranges is None else as_ranges(ranges),
             "distill_weight": distill_weight,
         }
-        qat = qat_spec(method, {name: value for name, value in given.items() if value is not None}, run, seed)
+        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
+        record = read_record(artifact)
+        recovers = record is not None and not record.recovered
+        chosen = {name: value for name, value in given.items() if value is not None}
+        qat = qat_spec(method, chosen, run, teacher, seed, recovers=recovers)
         if table is not None and (calibrator or ((images or batch_size or seed) and data is None)):
             raise SpecError(
                 f"--table {table} holds ranges that were measured, so that --calibrator, and without --data --images, --batch-size "
                 "and --seed, change nothing; expected none of them. Leave them out."
             )
-        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS, besides="quantize")
+        learned_from = None
+        if qat is not None and (teacher is not None or recovers):
+            learned_from = teacher_of(artifact, teacher, (ARTIFACTS,))
         folder = held = None
         if table is None or data is not None or qat is not None or spec.searches:
             folder, held = open_split(data or sample_folder("calibrate"))
         if compare and held is None:
             raise SpecError(f"--compare judges on photographs held out; give --data a folder with train and val, not {data}.")
-        if qat is not None and folder is not None and train_batch is None and len(folder) < qat.batch_size:
-            qat = replace(qat, batch_size=len(folder))
+        if qat is not None and folder is not None and train_batch is None:
+            qat = replace(qat, batch_size=batch_that_fits(folder, qat.batch_size, qat.recipe(8).tune_share))
         suffix = "int8" if qat is None else "qat"
         path = out or artifact.path.with_name(f"{re.sub('-(int8|qat)$', '', artifact.name)}-{suffix}")
         sites = quantization_sites(artifact.config, spec.policy)
@@ -161,8 +177,15 @@ def quantize_command(
                 f"  training with the rounding: {qat.epochs} epochs, peak learning rate {qat.learning_rate:g}, ranges "
                 f"{qat.ranges}; checkpoint in {run or default_run(path)}"
             )
+            if learned_from is not None:
+                output.say(f"  learning from {learned_from.name}" + (", which this model was cut from" if recovers else ""))
         measured = f"calibrator: {spec.calibrator}" if table is None else f"ranges: {table}"
         output.say(f"  {measured}; policy {spec.policy}: {POLICIES[spec.policy]}, {len(sites)} sites")
+        if recovers and qat is None:
+            warn(
+                "the model was pruned and not trained since; its INT8 form stays as far from what it was cut from as it is. "
+                "--method qat trains both away at once."
+            )
         if not artifact.lineage.weights.trained:
             warn("the weights are untrained: file sizes, speed and drift are real, accuracy is not.")
         if dry_run:
@@ -185,6 +208,7 @@ def quantize_command(
                     path,
                     run or default_run(path),
                     output,
+                    teacher=learned_from,
                     table=made,
                     force=force,
                     progress=calibrated,

@@ -33,20 +33,25 @@ def is_first() -> bool:
     return rank_of(os.environ) == 0
 
 
-def qat_spec(method: str, given: dict[str, Any], run: Path | None, seed: int) -> QatSpec | None:
-    """The recipe, or None for ``ptq``.
+def qat_spec(
+    method: str, given: dict[str, Any], run: Path | None, teacher: Path | None, seed: int, *, recovers: bool
+) -> QatSpec | None:
+    """The recipe, or None for ``ptq``; a model that was cut and not trained since takes the defaults of a recovery.
 
     Raises:
         SpecError: On an unknown method, or options of training without it.
     """
     from swinv2_deploy.errors import SpecError
+    from swinv2_deploy.prune.spec import RecoverSpec
     from swinv2_deploy.quantize.spec import QatSpec
 
     if method not in METHODS:
         raise SpecError(f"--method is {method!r}; expected one of {', '.join(METHODS)}.")
     if method == "qat":
-        return QatSpec(**given, seed=seed)
-    unused = sorted(given) + (["run"] if run is not None else [])
+        recovery = RecoverSpec()
+        defaults = {"epochs": recovery.epochs, "learning_rate": recovery.learning_rate} if recovers else {}
+        return QatSpec(**defaults | given, seed=seed)
+    unused = sorted(given) + [name for name, path in (("run", run), ("teacher", teacher)) if path is not None]
     if unused:
         raise SpecError(f"{', '.join(unused)} would train, and --method ptq does not; add --method qat, or leave it out.")
     return None
@@ -66,6 +71,7 @@ def train_and_quantize(
     run: Path,
     output: Output,
     *,
+    teacher: ModelArtifact | None = None,
     table: CalibrationTable | None,
     force: bool,
     progress: Counted,
@@ -82,6 +88,7 @@ def train_and_quantize(
             images,
             path if is_first() else Path(elsewhere) / path.name,
             run=run,
+            teacher=teacher,
             table=table,
             force=force,
             progress=progress,

@@ -25,8 +25,11 @@ from swinv2_deploy.modeling.hub import HubUnreachable, download
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.request import SourceRequest
 
-EVIDENCE = ("training_manifest.json", "calibration_table.json")
-"""Files that travel from an artifact to those made from it: which images it has already seen."""
+PRUNING = "pruning.json"
+"""File of an artifact that says what it was cut from."""
+
+EVIDENCE = ("training_manifest.json", "calibration_table.json", PRUNING)
+"""Files that travel from an artifact to those made from it: which images it has already seen, and what it was cut from."""
 
 
 class _Chosen(TypedDict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,19 +29,21 @@ from swinv2_deploy.artifacts import (
     LINEAGE,
     Lineage,
     ModelArtifact,
+    WeightsOrigin,
     file_sha256,
     read_artifact,
     write_artifact,
     write_json,
 )
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
-from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model
+from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model, write_model_files
+from swinv2_deploy.modeling.pruned import read_record
 from swinv2_deploy.modeling.sites import quantization_sites, watched_inputs
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
 from swinv2_deploy.quantize.picture import PICTURE, draw, drawable, has_matplotlib
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
-from swinv2_deploy.quantize.qat import Gain, Trainer
+from swinv2_deploy.quantize.qat import Gain, Retrained, Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq
 from swinv2_deploy.quantize.search import search, unused
 from swinv2_deploy.quantize.sensitivity import Choice, Sensitivity
@@ -101,10 +103,12 @@ def quantize(
     searched: Progress = lambda done, total: None,
     train: Trainer | None = None,
     recipe: Mapping[str, Any] | None = None,
+    weights: WeightsOrigin | None = None,
 ) -> QuantizeResult:
     """Calibrate on images and write an artifact with INT8 graphs beside the FP32 ones.
 
     ``model.safetensors`` and the FP32 graphs stay those of the source, also after training: they are what drift is measured from.
+    Only where the training says that it comes in their place, they are those of the trained weights in float.
 
     Args:
         artifact: Artifact with ``onnx/model.onnx``.
@@ -117,6 +121,7 @@ def quantize(
         searched: Called with measurements of the sweep done and in all.
         train: Trains the calibrated model and exports what it became; None quantizes the weights as they are.
         recipe: What the lineage says about that training, in plain JSON types.
+        weights: Origin of the weights after training; None means that of the source.
 
     Raises:
         ArtifactError: When the source has no FP32 graph, or the folder cannot be written.
@@ -134,7 +139,7 @@ def quantize(
     lineage = Lineage(
         stage="quantize",
         spec=spec.to_dict() | {"sites": list(sites)} | (_origin(table) if table else {}) | dict(recipe or {}),
-        weights=artifact.lineage.weights,
+        weights=weights or artifact.lineage.weights,
         parent={"name": artifact.name, "sha256": artifact.sha256},
         seed=spec.seed,
     )
@@ -165,8 +170,11 @@ def quantize(
             with train(model, table) as trained:
                 trained.write(folder)
                 gain = trained.gain
+                if trained.instead:
+                    model = trained.form.model
+                    _replace(artifact, trained, folder)
                 method = {"method": "qat", "trained_sha256": file_sha256(folder / TRAINED_WEIGHTS)}
-                form = _Form(trained.onnx, table, trained.form.ranges, method, artifact.lineage.files[WEIGHTS])
+                form = _Form(trained.onnx, table, trained.form.ranges, method, file_sha256(folder / WEIGHTS))
                 ratios = _quantize_graphs(folder, graphs, form, spec, artifact.preprocessing)
         for name in forms:
             _state_error(folder / "onnx" / f"{name}.onnx", model, artifact.preprocessing)
@@ -182,6 +190,16 @@ def quantize(
         choice=choice,
         gain=gain,
     )
+
+
+def _replace(artifact: ModelArtifact, trained: Retrained, folder: Path) -> None:
+    """Put the trained weights, in float, and their graphs in the place of those that were copied."""
+    write_model_files(folder, trained.form.model, artifact.preprocessing)
+    for file in trained.onnx.iterdir():
+        shutil.copyfile(file, folder / "onnx" / file.name)
+    record = read_record(artifact)
+    if record is not None:
+        replace(record, recovered="quantize").write(folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import write_json
-from swinv2_deploy.errors import SpecError, TrainingError
+from swinv2_deploy.errors import TrainingError
 from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
 from swinv2_deploy.quantize.drift import SiteDrift, drift_between
@@ -30,7 +30,7 @@ from swinv2_deploy.quantize.spec import QatSpec
 from swinv2_deploy.training import TrainSpec, train
 from swinv2_deploy.training.checkpoint import FILE_NAME
 from swinv2_deploy.training.data import TrainingImages
-from swinv2_deploy.training.finish import split_images
+from swinv2_deploy.training.finish import numbered, split_images, square_side
 from swinv2_deploy.training.start import MANIFEST
 
 Report = Callable[[dict[str, Any]], None]
@@ -79,6 +79,8 @@ class Retrained:
         history: One record an epoch.
         seen: Hash of every image that was ever trained on, by name.
         gain: What training brought on the images set aside.
+        instead: Whether the trained weights, in float, take the place of those that the artifact has: these were pruned and not
+            trained since, and so are nothing to measure drift from.
     """
 
     form: TrainedForm
@@ -86,6 +88,7 @@ class Retrained:
     history: list[dict[str, Any]]
     seen: Mapping[str, str]
     gain: Gain | None = None
+    instead: bool = False
 
     def write(self, folder: Path) -> None:
         """Put weights, ranges, history and the images seen into an artifact that is being made."""
@@ -106,18 +109,20 @@ def train_quantized(
     preprocessing: Preprocessing,
     folder: Path,
     *,
+    teacher: SwinV2 | None = None,
     report: Report | None = None,
     stop: Callable[[], int] | None = None,
 ) -> QatResult:
     """Train a copy of a classifier with fake quantizers; a checkpoint in ``folder`` is gone on from.
 
     Args:
-        model: Classifier in float: start and teacher.
+        model: Classifier in float that training starts from.
         table: Ranges of its sites.
         spec: How to train.
         images: Labeled photographs, in folders named as the model's classes.
         preprocessing: What images go through when the model is used.
         folder: Where the checkpoint lives.
+        teacher: Classifier to learn from; None means the model itself, as it is.
         report: Called after every step and epoch.
         stop: Asked after every step; the number of a signal ends the run with a checkpoint.
 
@@ -126,10 +131,10 @@ def train_quantized(
         TrainingError: When training fails.
         TrainingStopped: When ``stop`` asked for it.
     """
-    recipe = spec.recipe(_side(preprocessing))
+    recipe = spec.recipe(square_side(preprocessing))
     _same_ranges(folder, table)
-    training, tuning = split_images(_numbered(images, model.config.labels), recipe)
-    student = copy.deepcopy(model)
+    training, tuning = split_images(numbered(images, model.config.labels), recipe)
+    student, wanted = copy.deepcopy(model), model if teacher is None else teacher
     fake_quantize(student, table.amax, learned=spec.ranges == "learned")
     result = train(
         student,
@@ -138,7 +143,7 @@ def train_quantized(
         tuning=tuning,
         preprocessing=preprocessing,
         folder=folder,
-        teacher=model if recipe.distills else None,
+        teacher=wanted if recipe.distills else None,
         report=report,
         stop=stop,
         measure_every=1,
@@ -146,11 +151,12 @@ def train_quantized(
     plain = copy.deepcopy(model)
     plain.load_state_dict(plain_state(result.model))
     form = TrainedForm(model=plain.eval(), ranges=ranges_of(result.model))
+    untrained = TrainedForm(model=model, ranges=table.amax)
     return QatResult(
         form=form,
         history=result.history,
         spec=recipe,
-        gain=_gain(model, TrainedForm(model=model, ranges=table.amax), form, tuning, preprocessing) if len(tuning) else None,
+        gain=_gain(wanted, untrained, form, tuning, preprocessing) if len(tuning) else None,
     )
 
 
@@ -167,15 +173,6 @@ def _gain(model: SwinV2, before: TrainedForm, after: TrainedForm, images: Traini
     )
     drifts = [drift_between(expected, outputs, labels, classifies=True) for outputs in found]
     return Gain(before=drifts[0], after=drifts[1], images=len(images))
-
-
-def seen_images(images: ImageFolder, earlier: Mapping[str, str]) -> dict[str, str]:
-    """Hash of every image that has been trained on, by name; those of earlier runs keep theirs."""
-    seen = dict(earlier)
-    for name, digest in images.manifest().files.items():
-        if digest not in seen.values():
-            seen[name if name not in seen else f"qat/{name}"] = digest
-    return seen
 
 
 def _same_ranges(folder: Path, table: CalibrationTable) -> None:
@@ -198,25 +195,3 @@ def _same_ranges(folder: Path, table: CalibrationTable) -> None:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error
-
-
-def _side(preprocessing: Preprocessing) -> int:
-    height, width = preprocessing.size
-    if height != width:
-        raise SpecError(f"The model takes images of {height}x{width} px; quantization-aware training needs square ones.")
-    return height
-
-
-def _numbered(images: ImageFolder, names: tuple[str, ...]) -> ImageFolder:
-    """The same images with classes numbered as the model's logits are.
-
-    Raises:
-        SpecError: When a folder bears no name of the model's classes.
-    """
-    unknown = sorted(set(images.classes) - set(names))
-    if unknown or not images.classes:
-        raise SpecError(
-            f"{images.root} has the class folders {unknown[:5] or '(none)'}, and the model the classes {list(names)[:10]}; "
-            "expected folders named as the classes."
-        )
-    return ImageFolder(images.root, images.names, names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import nn
 
 from reference_model.preprocessing import Preprocessing
@@ -24,14 +25,23 @@ def share_right(model: nn.Module, images: TrainingImages, preprocessing: Preproc
     return float(mean * accelerator.num_processes / max(1, len(images)))
 
 
+def answers(model: nn.Module, images: TrainingImages, preprocessing: Preprocessing, batch_size: int = 32) -> NDArray[np.int64]:
+    """Class with the largest logit of each image, (n,)."""
+    return _answers(model, images, preprocessing, range(len(images)), batch_size)
+
+
 def _count_right(model: nn.Module, images: TrainingImages, preprocessing: Preprocessing, chosen: range, batch_size: int) -> int:
+    return int((_answers(model, images, preprocessing, chosen, batch_size) == images.classes[list(chosen)]).sum())
+
+
+def _answers(
+    model: nn.Module, images: TrainingImages, preprocessing: Preprocessing, chosen: range, batch_size: int
+) -> NDArray[np.int64]:
     model.eval()
     device = next(model.parameters()).device
-    right = 0
+    found = [np.empty(0, np.int64)]
     with torch.no_grad():
         for start in range(0, len(chosen), batch_size):
-            indices = chosen[start : start + batch_size]
-            pixels = np.stack([preprocessing(images.images[index]) for index in indices])
-            predicted = model(torch.from_numpy(pixels).to(device)).argmax(dim=1).cpu().numpy()
-            right += int((predicted == images.classes[indices]).sum())
-    return right
+            pixels = np.stack([preprocessing(images.images[index]) for index in chosen[start : start + batch_size]])
+            found.append(model(torch.from_numpy(pixels).to(device)).argmax(dim=1).cpu().numpy())
+    return np.concatenate(found)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from calibration.dataset import ImageFolder
 from reference_model.model import SwinV2Classifier
+from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, WeightsOrigin, read_artifact, write_artifact, write_json
+from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.io import write_model_files
 from swinv2_deploy.training.data import TrainingImages, split_tuning
 from swinv2_deploy.training.loop import TrainResult
@@ -17,6 +19,46 @@ from swinv2_deploy.training.start import MANIFEST, Start
 PICTURE = "history.svg"
 ROOM_FOR_CROPS = 1.25
 """Images are kept in memory at this many times the largest training resolution."""
+
+
+def square_side(preprocessing: Preprocessing) -> int:
+    """Side in px of the square that a model is trained at.
+
+    Raises:
+        SpecError: When it takes images of another shape.
+    """
+    height, width = preprocessing.size
+    if height != width:
+        raise SpecError(f"The model takes images of {height}x{width} px; training needs square ones.")
+    return height
+
+
+def numbered(images: ImageFolder, names: tuple[str, ...]) -> ImageFolder:
+    """The same images with classes numbered as a model's logits are.
+
+    Raises:
+        SpecError: When a folder bears no name of the model's classes.
+    """
+    unknown = sorted(set(images.classes) - set(names))
+    if unknown or not images.classes:
+        raise SpecError(
+            f"{images.root} has the class folders {unknown[:5] or '(none)'}, and the model the classes {list(names)[:10]}; "
+            "expected folders named as the classes."
+        )
+    return ImageFolder(images.root, images.names, names)
+
+
+def batch_that_fits(images: ImageFolder, batch_size: int, tune_share: float) -> int:
+    """A batch size, or the number of images that are trained on where these are fewer.
+
+    Args:
+        images: All images, some of which are set aside.
+        batch_size: Images a step that are wanted.
+        tune_share: Share of the images that is set aside, by the hash of their content.
+    """
+    if len(images) > 2 * batch_size:
+        return batch_size
+    return max(1, min(batch_size, len(images) - sum(split_tuning(list(images.paths), tune_share))))
 
 
 def split_images(images: ImageFolder, spec: TrainSpec) -> tuple[TrainingImages, TrainingImages]:

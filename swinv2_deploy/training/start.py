@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -137,3 +138,12 @@ def _classifier(config: SwinV2Config, classes: tuple[str, ...], drop_path: float
         upscale=1,
         drop_path_rate=drop_path,
     )
+
+
+def also_seen(earlier: Mapping[str, str], files: Mapping[str, str], stage: str) -> dict[str, str]:
+    """Hash of every image seen so far, by name, and of those that a stage saw; those of earlier stages keep their names."""
+    seen = dict(earlier)
+    for name, digest in files.items():
+        if digest not in seen.values():
+            seen[name if name not in seen else f"{stage}/{name}"] = digest
+    return seen

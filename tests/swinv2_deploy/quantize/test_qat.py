@@ -22,10 +22,11 @@ from swinv2_deploy.modeling.fake_quant import quantized_layers
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, load_trained
 from swinv2_deploy.pipeline import quantize_aware
 from swinv2_deploy.quantize.ptq import QuantizeResult, quantize
-from swinv2_deploy.quantize.qat import HISTORY, seen_images
+from swinv2_deploy.quantize.qat import HISTORY
 from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec
 from swinv2_deploy.runtime import OnnxRunner
 from swinv2_deploy.runtime.onnx_runner import EXACT_PRODUCTS
+from swinv2_deploy.training.start import also_seen
 
 pytest.importorskip("modelopt")
 
@@ -142,7 +143,7 @@ def test_images_seen_twice_are_listed_once_and_no_name_is_lost(photos: Path) -> 
     images = ImageFolder.open(photos)
     mine = dict(images.manifest().files)
     first, second = list(mine)[:2]
-    seen = seen_images(images, {"other.jpg": mine[first], second: "0" * 64})
+    seen = also_seen({"other.jpg": mine[first], second: "0" * 64}, mine, "qat")
 
     assert seen["other.jpg"] == mine[first]
     assert first not in seen

@@ -1,0 +1,311 @@
+"""Pruning measured on held-out photographs: criteria, budgets, recovery, INT8 on top, and what it brings in time.
+
+    python benchmarks/bench_prune.py --data clothing10 --out benchmarks/results/prune.json
+
+``--data`` holds ``train``, which importance is measured and models are trained on, and ``val``, which is judged on. Without
+``--model`` the bundled model is exported first. Rows that ``--out`` has already are not measured again, and a training goes on
+where it was stopped. ``--plot FILE`` draws the curve from the rows there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibration.dataset import ImageFolder, open_split
+from reference_model.model import SwinV2
+from swinv2_deploy.artifacts import ModelArtifact, read_artifact
+from swinv2_deploy.export import ExportSpec, export
+from swinv2_deploy.modeling.io import load_model
+from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
+from swinv2_deploy.pipeline import Recovery, judge, plan_pruning, prune_artifact, quantize_aware
+from swinv2_deploy.prune.cut import cut
+from swinv2_deploy.prune.spec import CRITERIA, PruneSpec, RecoverSpec
+from swinv2_deploy.quantize.ptq import quantize
+from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec
+from swinv2_deploy.runtime import OnnxRunner
+from swinv2_deploy.training.accuracy import answers
+from swinv2_deploy.training.data import TrainingImages
+from swinv2_deploy.verify.latency import interleaved_latency
+
+SHARES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
+CUT_TO_INT8 = 0.25
+PARTS = ("criteria", "recovery", "int8", "latency")
+
+
+def main() -> None:
+    """Measure what is asked for, print it, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with train and val")
+    parser.add_argument("--model", type=Path, help="artifact with onnx/model.onnx; default: the bundled model")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="shares of the parameters to remove")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds of the choice of images and of the training")
+    parser.add_argument("--epochs", type=int, default=RecoverSpec().epochs)
+    parser.add_argument("--run", type=Path, default=Path("runs/bench-prune"), help="folder of the checkpoints")
+    parser.add_argument("--out", type=Path, help="JSON file to write, and to go on from")
+    parser.add_argument("--plot", type=Path, help="picture to draw from --out, instead of measuring")
+    arguments = parser.parse_args()
+    if arguments.plot:
+        draw(json.loads(arguments.out.read_text(encoding="utf-8")), arguments.plot)
+        return
+    # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
+    torch.set_flush_denormal(True)
+    with tempfile.TemporaryDirectory() as folder:
+        Bench(arguments, Path(folder)).run()
+
+
+class Bench:
+    """All measurements, each a row."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self.images, held = open_split(arguments.data)
+        if held is None:
+            raise SystemExit(f"{arguments.data} has no train and val; expected a folder with both.")
+        self.held = held
+        self.arguments = arguments
+        self.folder = folder
+        self.artifact = source(arguments.model, folder)
+        self.shares = [float(text) for text in arguments.shares.split(",")]
+        self.seeds = [int(text) for text in arguments.seeds.split(",")]
+        facts = {
+            "model": self.artifact.name,
+            "weights_sha256": self.artifact.lineage.files["model.safetensors"],
+            "training_images": len(self.images),
+            "held_sha256": held.manifest().sha256,
+            "processor": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+        }
+        self.facts = facts
+        self.rows = known_rows(arguments.out, facts)
+
+    def run(self) -> None:
+        """Measure part by part."""
+        for part in self.arguments.parts.split(","):
+            for name, row in getattr(self, part)():
+                self.rows[name] = row | {"name": name, "part": part}
+                print(f"{name}: {summary(row)}", flush=True)
+                if self.arguments.out:
+                    content = self.facts | {"rows": list(self.rows.values())}
+                    self.arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def criteria(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Top-1 after the cut alone, for every criterion, and the rank correlation with leaving heads out."""
+        model = load_model(self.artifact)
+        photographs = load(self.held, model, self.artifact)
+        for seed in self.seeds:
+            for criterion in CRITERIA:
+                for share in self.shares:
+                    name = f"{criterion} {share:g} seed {seed}"
+                    if name in self.rows:
+                        continue
+                    check = 99 if share == self.shares[0] and seed == self.seeds[0] else 0
+                    spec = PruneSpec(measure="params", share=share, criterion=criterion, seed=seed, check_heads=check)
+                    planned = plan_pruning(self.artifact, spec, self.images)
+                    right = answers(cut(model, planned.plan), photographs, self.artifact.preprocessing) == photographs.classes
+                    row: dict[str, Any] = {"criterion": criterion, "share": share, "seed": seed, "top1": float(right.mean())}
+                    if planned.left_out:
+                        row["rank_correlation"] = planned.left_out.rank_correlation
+                    yield name, row
+
+    def recovery(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Before, after the cut and after recovery."""
+        for seed in self.seeds:
+            for share in self.shares:
+                name = f"recovery {share:g} seed {seed}"
+                if name in self.rows:
+                    continue
+                spec = PruneSpec(measure="params", share=share, seed=seed)
+                trained = Recovery(
+                    spec=RecoverSpec(epochs=self.arguments.epochs, seed=seed),
+                    images=self.images,
+                    teacher=self.artifact,
+                    run=self.arguments.run / name.replace(" ", "-"),
+                )
+                planned = plan_pruning(self.artifact, spec, self.images)
+                made = prune_artifact(
+                    self.artifact, spec, planned, self.folder / name.replace(" ", "-"), recovery=trained, held=self.held
+                )
+                yield (
+                    name,
+                    {
+                        "share": share,
+                        "seed": seed,
+                        "parameters": [planned.before.parameters, planned.after.parameters],
+                        "macs": [planned.before.macs, planned.after.macs],
+                        "heads": [planned.before.heads, planned.after.heads],
+                        "forms": {row.form: asdict(row) for row in made.accuracy},
+                        "epochs": self.arguments.epochs,
+                    },
+                )
+                if share == CUT_TO_INT8 and f"ptq {share:g} seed {seed}" not in self.rows:
+                    ptq = quantize(made.artifact, int8(), self.images, self.folder / f"ptq-{seed}").artifact
+                    yield f"ptq {share:g} seed {seed}", self.judged(ptq, share, seed)
+
+    def int8(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Cut, then trained with its rounding, in one run that learns from the unpruned model."""
+        share = CUT_TO_INT8
+        for seed in self.seeds:
+            name = f"qat {share:g} seed {seed}"
+            if name in self.rows:
+                continue
+            spec = PruneSpec(measure="params", share=share, seed=seed)
+            planned = plan_pruning(self.artifact, spec, self.images)
+            cut_only = prune_artifact(self.artifact, spec, planned, self.folder / f"cut-{seed}").artifact
+            recover = RecoverSpec(epochs=self.arguments.epochs)
+            qat = QatSpec(epochs=recover.epochs, learning_rate=recover.learning_rate, seed=seed)
+            made = quantize_aware(
+                cut_only,
+                int8(),
+                qat,
+                self.images,
+                self.folder / f"qat-{seed}",
+                run=self.arguments.run / name.replace(" ", "-"),
+                teacher=self.artifact,
+            ).artifact
+            yield name, self.judged(made, share, seed)
+
+    def judged(self, made: ModelArtifact, share: float, seed: int) -> dict[str, Any]:
+        """The INT8 file's top-1 beside that of the unpruned model in PyTorch."""
+        verdict = judge(made, self.held, "int8")
+        model = load_model(self.artifact)
+        photographs = load(self.held, model, self.artifact)
+        whole = float((answers(model, photographs, self.artifact.preprocessing) == photographs.classes).mean())
+        return {
+            "share": share,
+            "seed": seed,
+            "top1": verdict.top1,
+            "lost": 100 * (whole - verdict.top1),
+            "lost_to_own_float": verdict.lost,
+            "sqnr_db": verdict.sqnr_db,
+        }
+
+    def latency(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Time of pruned graphs beside the whole one, in turns, with how much of the MACs went."""
+        cases = [("params", share) for share in self.shares] + [
+            ("heads", 0.25),
+            ("heads", 0.5),
+            ("macs", 0.3),
+            ("latency", 0.3),
+        ]
+        height, width = self.artifact.preprocessing.size
+        for measure, share in cases:
+            for multiple in (8, 64) if measure == "params" else (8,):
+                name = f"latency {measure} {share:g} multiple {multiple}"
+                if name in self.rows:
+                    continue
+                spec = PruneSpec(measure=measure, share=share, multiple=multiple)  # type: ignore[arg-type]  # of these
+                planned = plan_pruning(self.artifact, spec, self.images)
+                made = prune_artifact(self.artifact, spec, planned, self.folder / name.replace(" ", "-")).artifact
+                row: dict[str, Any] = {
+                    "measure": measure,
+                    "share": share,
+                    "multiple": multiple,
+                    "parameters_removed": 1 - planned.after.parameters / planned.before.parameters,
+                    "macs_removed": 1 - planned.after.macs / planned.before.macs,
+                    "heads_removed": planned.before.heads - planned.after.heads,
+                }
+                runners = {
+                    form: OnnxRunner(artifact.file("onnx/model.onnx"))
+                    for form, artifact in (("whole", self.artifact), ("pruned", made))
+                }
+                for batch in (1, 8):
+                    images = np.random.default_rng(0).standard_normal((batch, 3, height, width)).astype(np.float32)
+                    found = interleaved_latency(runners, "whole", images, 8.0)["pruned"]
+                    row[f"speedup_batch_{batch}"] = found.speedup
+                    row[f"spread_batch_{batch}"] = list(found.spread)
+                    row[f"time_removed_batch_{batch}"] = 1 - 1 / found.speedup
+                yield name, row
+
+
+def int8() -> QuantizeSpec:
+    """How INT8 forms are calibrated."""
+    return QuantizeSpec(calibrator="percentile", images=256, unsigned="never")
+
+
+def summary(row: dict[str, Any]) -> str:
+    """One line of a row."""
+    if "forms" in row:
+        return ", ".join(f"{form} {100 * found['top1']:.2f} %" for form, found in row["forms"].items())
+    return ", ".join(f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float))
+
+
+def load(folder: ImageFolder, model: SwinV2, artifact: ModelArtifact) -> TrainingImages:
+    """Photographs with the model's numbers of classes."""
+    classes = [model.config.labels.index(name.split("/")[0]) for name in folder.names]
+    return TrainingImages(list(folder.paths), classes, 2 * max(artifact.preprocessing.size))
+
+
+def known_rows(out: Path | None, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier call on the same model and photographs, by name."""
+    if out is None or not out.is_file():
+        return {}
+    content = json.loads(out.read_text(encoding="utf-8"))
+    same = all(content.get(name) == value for name, value in facts.items())
+    return {row["name"]: row for row in content["rows"]} if same else {}
+
+
+def source(model: Path | None, folder: Path) -> ModelArtifact:
+    """The artifact that was named, or the bundled model, exported."""
+    if model is not None:
+        return read_artifact(model)
+    return export(source_from_artifact(bundled_artifact()), ExportSpec(), folder / "nano")
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Top-1 over the share removed: every criterion after the cut, and recovery, with the range over seeds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lines: dict[str, dict[float, list[float]]] = {}
+    whole = 0.0
+    for row in content["rows"]:
+        if row["part"] == "criteria":
+            lines.setdefault(f"{row['criterion']}, cut only", {}).setdefault(row["share"], []).append(100 * row["top1"])
+        elif row["part"] == "recovery" and "forms" in row:
+            lines.setdefault("taylor, recovered", {}).setdefault(row["share"], []).append(
+                100 * row["forms"]["recovered"]["top1"]
+            )
+            whole = 100 * row["forms"]["before"]["top1"]
+    colors = {
+        "taylor, recovered": "#15803d",
+        "taylor": "#1d4ed8",
+        "activation": "#f59e0b",
+        "magnitude": "#9333ea",
+        "random": "#6b7280",
+    }
+    style = {"svg.hashsalt": "swinv2-deploy", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    with rc_context(style):
+        figure = Figure(figsize=(7.2, 4.2))
+        figure.subplots_adjust(left=0.09, right=0.98, bottom=0.12, top=0.95)
+        panel = figure.subplots()
+        for name, points in lines.items():
+            color = colors.get(name, colors.get(name.split(",")[0], "#000000"))
+            shares = sorted(points)
+            middle = [float(np.mean(points[share])) for share in shares]
+            percent = [100 * share for share in shares]
+            panel.plot(percent, middle, marker="o", markersize=3, color=color, label=name)
+            panel.fill_between(
+                percent, [min(points[s]) for s in shares], [max(points[s]) for s in shares], color=color, alpha=0.15
+            )
+        panel.axhline(whole, color="#374151", linewidth=0.8, linestyle="--", label="unpruned")
+        panel.set_xlabel("parameters removed, %")
+        panel.set_ylabel("top-1 on held-out photographs, %")
+        panel.set_ylim(30, 75)
+        panel.legend(frameon=False, fontsize=8)
+        for side in ("top", "right"):
+            panel.spines[side].set_visible(False)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,13 +24,16 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 install: $(VENV)/.dev  ## Make .venv with the packages, editable, and every development tool
 
-demo: $(VENV)/.runtime  ## Export, quantize and verify the bundled model, from nothing
+demo: $(VENV)/.runtime  ## Export, quantize, prune and verify the bundled model, from nothing
 	$(BIN)/swinv2-deploy export --out build/demo/nano --force
 	$(BIN)/swinv2-deploy quantize --model build/demo/nano --out build/demo/nano-int8 --force
-	$(BIN)/swinv2-deploy verify --model build/demo/nano-int8
+	$(BIN)/swinv2-deploy prune --model build/demo/nano --params 0.2 --no-recover --out build/demo/nano-pruned --force
+	$(BIN)/swinv2-deploy quantize --model build/demo/nano-pruned --out build/demo/nano-pruned-int8 --uint8 never --force
+	$(BIN)/swinv2-deploy verify --model build/demo/nano-int8 --with build/demo/nano-pruned-int8
 
+# One thread for each worker: more of them would wait for each other's cores.
 test: $(VENV)/.dev  ## Run the tests; no GPU and no network needed
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/.dev  ## Formatting, lint, types and the import contracts
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from swinv2_deploy.export import ExportSpec, export
 from swinv2_deploy.modeling.io import load_model
 from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
 from swinv2_deploy.pipeline import Recovery, judge, plan_pruning, prune_artifact, quantize_aware
+from swinv2_deploy.prune.cost import parameter_costs
 from swinv2_deploy.prune.cut import cut
+from swinv2_deploy.prune.plan import make_plan
 from swinv2_deploy.prune.spec import CRITERIA, PruneSpec, RecoverSpec
 from swinv2_deploy.quantize.ptq import quantize
 from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec
@@ -102,20 +104,24 @@ class Bench:
         """Top-1 after the cut alone, for every criterion, and the rank correlation with leaving heads out."""
         model = load_model(self.artifact)
         photographs = load(self.held, model, self.artifact)
+        costs = parameter_costs(model.config)
         for seed in self.seeds:
             for criterion in CRITERIA:
-                for share in self.shares:
-                    name = f"{criterion} {share:g} seed {seed}"
-                    if name in self.rows:
-                        continue
-                    check = 99 if share == self.shares[0] and seed == self.seeds[0] else 0
-                    spec = PruneSpec(measure="params", share=share, criterion=criterion, seed=seed, check_heads=check)
-                    planned = plan_pruning(self.artifact, spec, self.images)
-                    right = answers(cut(model, planned.plan), photographs, self.artifact.preprocessing) == photographs.classes
+                missing = [share for share in self.shares if f"{criterion} {share:g} seed {seed}" not in self.rows]
+                if not missing:
+                    continue
+                check = 99 if seed == self.seeds[0] else 0
+                spec = PruneSpec(measure="params", share=missing[0], criterion=criterion, seed=seed, check_heads=check)
+                planned = plan_pruning(self.artifact, spec, self.images)
+                if planned.importance is None:
+                    raise SystemExit("A plan from a budget has scores.")
+                for share in missing:
+                    plan = make_plan(model.config, planned.importance.scores, costs, replace(spec, share=share))
+                    right = answers(cut(model, plan), photographs, self.artifact.preprocessing) == photographs.classes
                     row: dict[str, Any] = {"criterion": criterion, "share": share, "seed": seed, "top1": float(right.mean())}
                     if planned.left_out:
                         row["rank_correlation"] = planned.left_out.rank_correlation
-                    yield name, row
+                    yield f"{criterion} {share:g} seed {seed}", row
 
     def recovery(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Before, after the cut and after recovery."""
@@ -162,7 +168,7 @@ class Bench:
             planned = plan_pruning(self.artifact, spec, self.images)
             cut_only = prune_artifact(self.artifact, spec, planned, self.folder / f"cut-{seed}").artifact
             recover = RecoverSpec(epochs=self.arguments.epochs)
-            qat = QatSpec(epochs=recover.epochs, learning_rate=recover.learning_rate, seed=seed)
+            qat = QatSpec(epochs=recover.epochs, learning_rate=recover.rate(share), seed=seed)
             made = quantize_aware(
                 cut_only,
                 int8(),

@@ -61,7 +61,9 @@ def prune_command(
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Cuts on the way to the budget, with an epoch between. Default: 1.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate. Default: 4e-4.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate. Default: 4e-4 times the share removed.")
+    ] = None,
     train_batch: Annotated[
         int | None, typer.Option("--train-batch", min=1, help="Photographs a step. Default: 32, or all where there are fewer.")
     ] = None,
@@ -106,6 +108,7 @@ def prune_command(
         from swinv2_deploy.modeling.io import WEIGHTS
         from swinv2_deploy.modeling.pruned import teacher_of
         from swinv2_deploy.pipeline import Recovery, plan_from_file, plan_pruning, prune_artifact
+        from swinv2_deploy.prune.cost import parameter_count
         from swinv2_deploy.prune.plan import read_plan
         from swinv2_deploy.prune.spec import CRITERIA, MEASURES, PruneSpec, as_criterion
         from swinv2_deploy.training.finish import batch_that_fits
@@ -148,7 +151,7 @@ def prune_command(
             )
         folder, held = open_split(data or sample_folder("calibrate"))
         if trains is not None and train_batch is None:
-            share_aside = trains.recipe(8, trains.epochs).tune_share
+            share_aside = trains.recipe(8, trains.epochs, 0.5).tune_share
             trains = replace(trains, batch_size=batch_that_fits(folder, trains.batch_size, share_aside))
         path = out or artifact.path.with_name(f"{re.sub('-pruned$', '', artifact.name)}-pruned")
         unpruned = teacher_of(artifact, teacher, (ARTIFACTS,)) if trains or teacher else None
@@ -170,8 +173,9 @@ def prune_command(
         recovery = None
         if trains is not None and unpruned is not None:
             where = run or Path("runs") / path.name
+            rate = trains.rate(1 - planned.after.parameters / parameter_count(unpruned.config))
             output.say(
-                f"  recovery: {trains.epochs} epochs of {len(folder)} photographs, peak learning rate {trains.learning_rate:g}, "
+                f"  recovery: {trains.epochs} epochs of {len(folder)} photographs, peak learning rate {rate:.2g}, "
                 f"learning from {unpruned.name}; checkpoints in {where}"
             )
             recovery = Recovery(spec=trains, images=folder, teacher=unpruned, run=where)

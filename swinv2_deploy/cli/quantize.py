@@ -38,6 +38,10 @@ def quantize_command(
     policy: Annotated[
         str, typer.Option("--policy", help="What is quantized: linear (every linear layer of the blocks), mlp, or attention.")
     ] = "linear",
+    left: Annotated[
+        list[str] | None,
+        typer.Option("--float", help="Site, block or stage that stays in float: layers.2.blocks.1.mlp.fc2; repeatable."),
+    ] = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Calibration images to choose. Default: all, 512 at most.")
     ] = None,
@@ -119,7 +123,7 @@ def quantize_command(
         from swinv2_deploy.artifacts import newest_artifact, read_artifact
         from swinv2_deploy.errors import SpecError
         from swinv2_deploy.modeling.pruned import read_record, teacher_of
-        from swinv2_deploy.modeling.sites import POLICIES, quantization_sites
+        from swinv2_deploy.modeling.sites import POLICIES
         from swinv2_deploy.quantize.spec import QuantizeSpec, as_policy, as_ranges, as_unsigned
         from swinv2_deploy.training.finish import batch_that_fits
 
@@ -128,6 +132,7 @@ def quantize_command(
         spec = QuantizeSpec(
             calibrator=calibrator or "percentile",
             policy=as_policy(policy),
+            left=tuple(left or ()),
             images=images,
             batch_size=batch_size,
             unsigned=as_unsigned(uint8),
@@ -150,7 +155,7 @@ def quantize_command(
         record = read_record(artifact)
         recovers = record is not None and not record.recovered
         chosen = {name: value for name, value in given.items() if value is not None}
-        qat = qat_spec(method, chosen, run, teacher, seed, recovers=recovers)
+        qat = qat_spec(method, chosen, run, teacher, seed, removed=record.removed if record is not None and recovers else 0.0)
         if table is not None and (calibrator or ((images or batch_size or seed) and data is None)):
             raise SpecError(
                 f"--table {table} holds ranges that were measured, so that --calibrator, and without --data --images, --batch-size "
@@ -168,13 +173,13 @@ def quantize_command(
             qat = replace(qat, batch_size=batch_that_fits(folder, qat.batch_size, qat.recipe(8).tune_share))
         suffix = "int8" if qat is None else "qat"
         path = out or artifact.path.with_name(f"{re.sub('-(int8|qat)$', '', artifact.name)}-{suffix}")
-        sites = quantization_sites(artifact.config, spec.policy)
+        sites = spec.sites(artifact.config)
         output.say(f"Quantizing {artifact.path}" + ("" if model else " (the newest artifact)"))
         if folder is not None:
             output.say(f"  calibration images: {folder.root}" + ("" if data else " (the bundled photographs)"))
         if qat is not None:
             output.say(
-                f"  training with the rounding: {qat.epochs} epochs, peak learning rate {qat.learning_rate:g}, ranges "
+                f"  training with the rounding: {qat.epochs} epochs, peak learning rate {qat.learning_rate:.2g}, ranges "
                 f"{qat.ranges}; checkpoint in {run or default_run(path)}"
             )
             if learned_from is not None:

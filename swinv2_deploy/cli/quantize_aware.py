@@ -34,9 +34,11 @@ def is_first() -> bool:
 
 
 def qat_spec(
-    method: str, given: dict[str, Any], run: Path | None, teacher: Path | None, seed: int, *, recovers: bool
+    method: str, given: dict[str, Any], run: Path | None, teacher: Path | None, seed: int, *, removed: float
 ) -> QatSpec | None:
-    """The recipe, or None for ``ptq``; a model that was cut and not trained since takes the defaults of a recovery.
+    """The recipe, or None for ``ptq``.
+
+    A model that lacks a share ``removed`` of what it was, and was not trained since, takes the defaults of a recovery.
 
     Raises:
         SpecError: On an unknown method, or options of training without it.
@@ -49,7 +51,7 @@ def qat_spec(
         raise SpecError(f"--method is {method!r}; expected one of {', '.join(METHODS)}.")
     if method == "qat":
         recovery = RecoverSpec()
-        defaults = {"epochs": recovery.epochs, "learning_rate": recovery.learning_rate} if recovers else {}
+        defaults = {"epochs": recovery.epochs, "learning_rate": recovery.rate(removed)} if removed else {}
         return QatSpec(**defaults | given, seed=seed)
     unused = sorted(given) + [name for name, path in (("run", run), ("teacher", teacher)) if path is not None]
     if unused:

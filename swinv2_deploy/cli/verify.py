@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,10 @@ def verify_command(
     data: Data = None,
     candidate: Annotated[
         list[str] | None, typer.Option("--candidate", help="ONNX file to verify, such as model_int8; repeatable. Default: all.")
+    ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Other artifact, such as a pruned one, to compare with the same reference; repeatable."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Number of images, evenly over the classes. Default: all.")
@@ -62,8 +67,19 @@ def verify_command(
     ] = False,
     ignore_labels: Annotated[bool, typer.Option("--ignore-labels", help="Judge agreement alone, not accuracy.")] = False,
     allow_untrained: AllowUntrained = False,
+    layer_images: Annotated[
+        int,
+        typer.Option("--layer-images", min=0, help="Photographs that drift of every block is measured on; 0 leaves it out."),
+    ] = 8,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the block, and the part of it, that makes a file fail.")
+    ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="File for the report. Default: reports/<time>/report.json in the artifact.")
+        Path | None,
+        typer.Option("--report", help="File for the report, .json or .html. Default: both in reports/<time>/ of the artifact."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="File for the gates as JUnit XML, which CI systems show.")
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -108,22 +124,47 @@ def verify_command(
             provider=provider,  # type: ignore[arg-type]  # checked by the spec
             exclude_overlap=exclude_overlap,
             allow_untrained=allow_untrained,
+            layer_images=layer_images,
             seed=seed,
         )
-        _run(artifact, spec, report, output, "" if model is None else f" --model {shlex.quote(str(model))}")
+        beside = tuple(read_artifact(path) for path in others or ())
+        _run(
+            artifact,
+            spec,
+            beside,
+            report,
+            junit,
+            output,
+            bisect,
+            "" if model is None else f" --model {shlex.quote(str(model))}",
+        )
 
 
-def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: Output, model: str) -> None:
+def _run(
+    artifact: ModelArtifact,
+    spec: VerifySpec,
+    others: tuple[ModelArtifact, ...],
+    place: Path | None,
+    junit: Path | None,
+    output: Output,
+    bisects: bool,
+    model: str,
+) -> None:
     from swinv2_deploy.verify import verify
 
     with progress_of(output) as progress:
-        result = verify(artifact, spec, progress)
+        result = verify(artifact, spec, progress, others)
+    if bisects and not result.passed:
+        result = _bisected(result, artifact, spec, output)
     saved, problem = _save(result, artifact, place)
+    if junit is not None:
+        _write_junit(result, junit)
     if output.quiet and not output.json:
         sys.stdout.write("\n".join([*result.failures, result.verdict]) + "\n")
     _show(result, output.console)
     if saved is not None:
-        output.say(f"Report: {saved}")
+        page = saved.with_name("report.html")
+        output.say(f"Report: {page if place is None and page.is_file() else saved}")
     output.say(_next(artifact, spec, result, model))
     if output.json:
         output.result(result.to_dict() | {"report": None if saved is None else str(saved)})
@@ -138,19 +179,50 @@ def _run(artifact: ModelArtifact, spec: VerifySpec, place: Path | None, output: 
         raise typer.Exit(problem.exit_code)
 
 
+def _bisected(result: DriftReport, artifact: ModelArtifact, spec: VerifySpec, output: Output) -> DriftReport:
+    """The report with what makes each failing file fail; where that cannot be found, a warning says why."""
+    from swinv2_deploy.errors import UnsupportedModelError
+    from swinv2_deploy.verify import find_culprit
+
+    candidates = []
+    for candidate in result.candidates:
+        found = None
+        if not candidate.passed and not candidate.owner:
+            try:
+                with output.working(f"Looking for what makes {candidate.title} fail"):
+                    found = find_culprit(artifact, spec, result, candidate)
+            except UnsupportedModelError as error:
+                warn(str(error))
+        candidates.append(replace(candidate, bisection=found))
+    return replace(result, candidates=tuple(candidates))
+
+
 def _save(result: DriftReport, artifact: ModelArtifact, place: Path | None) -> tuple[Path | None, ArtifactError | None]:
     """Keep the report; a verdict is never lost because the disk is full or read-only."""
+    from swinv2_deploy.verify.page import report_page
+
+    page = report_page(result, artifact)
     try:
-        return (result.save(artifact.path) if place is None else result.write(place)), None
+        return (result.save(artifact.path, page) if place is None else result.write(place, page)), None
     except ArtifactError as error:
         return None, error
 
 
+def _write_junit(result: DriftReport, path: Path) -> None:
+    from swinv2_deploy.atomic import replace_file
+
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path.absolute(), result.to_junit().encode(), mode=0o644)
+    except OSError as error:
+        raise ArtifactError(f"The gates cannot be written to {path} ({error.strerror}); choose another place.") from error
+
+
 def _show(result: DriftReport, console: Console) -> None:
-    from swinv2_deploy.verify.terminal import drift_table, flip_lines, notes, verdict_lines
+    from swinv2_deploy.verify.terminal import bisection_lines, drift_table, flip_lines, layer_lines, notes, verdict_lines
 
     console.print(drift_table(result))
-    for lines in (notes, flip_lines, verdict_lines):
+    for lines in (notes, layer_lines, flip_lines, bisection_lines, verdict_lines):
         for line in lines(result):
             console.print(line)
 

@@ -27,12 +27,14 @@ class PruningRecord:
     Attributes:
         teacher: Name of the artifact whose unpruned weights it was cut from.
         teacher_sha256: Hash of these weights.
+        removed: Share of the parameters that went, all in all.
         recovered: How it was trained since the cut: empty for not at all, ``prune`` or ``quantize``.
         facts: What else a reader should know: budget, costs before and after, accuracy.
     """
 
     teacher: str
     teacher_sha256: str
+    removed: float
     recovered: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,6 +44,7 @@ class PruningRecord:
             "schema": SCHEMA,
             "teacher": self.teacher,
             "teacher_sha256": self.teacher_sha256,
+            "removed": self.removed,
             "recovered": self.recovered,
         }
         write_json(folder / PRUNING, content | dict(self.facts))
@@ -60,10 +63,11 @@ def read_record(artifact: ModelArtifact) -> PruningRecord | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("schema") != SCHEMA:
             raise ValueError("another schema")
+        removed = float(content.pop("removed"))
         known = {name: str(content.pop(name)) for name in ("teacher", "teacher_sha256", "recovered")}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} does not say what was pruned ({error}); prune again.") from error
-    return PruningRecord(**known, facts=content)
+    return PruningRecord(removed=removed, facts=content, **known)
 
 
 def find_teacher(record: PruningRecord, near: Sequence[Path]) -> ModelArtifact | None:

@@ -25,6 +25,7 @@ from swinv2_deploy.modeling.pruned import PruningRecord
 from swinv2_deploy.pipeline.exported import export_like
 from swinv2_deploy.pipeline.pruning_plan import PlannedPruning, Progress, silent
 from swinv2_deploy.pipeline.recovered import Accuracy, Outcome, Recovery, Work
+from swinv2_deploy.prune.cost import parameter_count
 from swinv2_deploy.prune.picture import PICTURE, draw_importance, has_matplotlib
 from swinv2_deploy.prune.spec import PruneSpec
 from swinv2_deploy.training.start import MANIFEST, also_seen, seen_by
@@ -158,6 +159,7 @@ def _record(unpruned: ModelArtifact, recovery: Recovery | None, outcome: Outcome
     return PruningRecord(
         teacher=unpruned.name,
         teacher_sha256=unpruned.lineage.files[WEIGHTS],
+        removed=1 - planned.after.parameters / parameter_count(unpruned.config),
         recovered="prune" if recovery else "",
         facts={
             "size": list(planned.size),

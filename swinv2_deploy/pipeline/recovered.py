@@ -20,7 +20,7 @@ from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import TrainingError, UnsupportedModelError
 from swinv2_deploy.modeling.io import WEIGHTS, load_model
 from swinv2_deploy.pipeline.pruning_plan import PlannedPruning, Progress, costs_of, plan_for
-from swinv2_deploy.prune.cost import figures_of
+from swinv2_deploy.prune.cost import figures_of, parameter_count
 from swinv2_deploy.prune.cut import cut
 from swinv2_deploy.prune.plan import whole
 from swinv2_deploy.prune.spec import PruneSpec, RecoverSpec
@@ -92,7 +92,7 @@ class Recovery:
 
     def split(self, config: SwinV2Config, preprocessing: Preprocessing) -> tuple[TrainingImages, TrainingImages]:
         """Photographs to train on, and those set aside."""
-        recipe = self.spec.recipe(square_side(preprocessing), self.spec.epochs)
+        recipe = self.spec.recipe(square_side(preprocessing), self.spec.epochs, 0.5)
         return split_images(numbered(self.images, config.labels), recipe)
 
     def __call__(
@@ -104,7 +104,8 @@ class Recovery:
             TrainingError: When training fails, or the run found is of another cut.
             TrainingStopped: When ``stop`` asked for it.
         """
-        recipe = self.spec.recipe(square_side(preprocessing), epochs)
+        removed = 1 - parameter_count(model.config) / parameter_count(self.teacher.config)
+        recipe = self.spec.recipe(square_side(preprocessing), epochs, removed)
         folder = self.run / name
         _same_cut(folder, model)
         training, tuning = self.split(model.config, preprocessing)

@@ -30,6 +30,13 @@ MEASURES: dict[Measure, str] = {
 """What a budget can be stated in."""
 
 
+RATE = 4e-4
+"""Peak learning rate of a recovery over the share of the parameters that went; docs/methods/pruning.md has the measurement."""
+
+SMALLEST = 0.05
+"""Share that a smaller cut counts as."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneSpec:
     """Which share of what is removed, and how units are judged.
@@ -96,7 +103,8 @@ class RecoverSpec:
         epochs: Passes over the images after the last cut.
         steps: Cuts on the way to the budget; between two of them the model is trained as well.
         between_epochs: Passes over the images between two cuts.
-        learning_rate: Peak of the cosine schedule, which ends at a hundredth of it.
+        learning_rate: Peak of the cosine schedule, which ends at a hundredth of it; None takes :data:`RATE` times the share of the
+            parameters that went, for a large cut has more to learn and a small one more to lose.
         batch_size: Images a step.
         distill_weight: Share of the loss that follows the unpruned model's logits instead of the labels, in [0, 1].
         temperature: Divides both models' logits before they are compared.
@@ -113,7 +121,7 @@ class RecoverSpec:
     epochs: int = 1
     steps: int = 1
     between_epochs: int = 1
-    learning_rate: float = 4e-4
+    learning_rate: float | None = None
     batch_size: int = 32
     distill_weight: float = 1.0
     temperature: float = 2.0
@@ -129,18 +137,23 @@ class RecoverSpec:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.between_epochs < 1:
             raise SpecError(f"steps is {self.steps} and between_epochs {self.between_epochs}; expected at least 1 of both.")
-        if not math.isfinite(self.learning_rate):
+        if self.learning_rate is not None and not math.isfinite(self.learning_rate):
             raise SpecError(f"learning_rate is {self.learning_rate}; expected a positive number.")
-        self.recipe(8, self.epochs)  # which checks the rest
+        self.recipe(8, self.epochs, 0.5)  # which checks the rest
 
-    def recipe(self, resolution: int, epochs: int) -> TrainSpec:
-        """The training recipe at a resolution in px."""
+    def rate(self, removed: float) -> float:
+        """Peak learning rate after a share of the parameters was removed."""
+        return self.learning_rate if self.learning_rate is not None else RATE * max(removed, SMALLEST)
+
+    def recipe(self, resolution: int, epochs: int, removed: float) -> TrainSpec:
+        """The training recipe at a resolution in px, after a share of the parameters was removed."""
+        rate = self.rate(removed)
         return TrainSpec(
             epochs=epochs,
             phases=(Phase(resolution=resolution, share=1.0),),
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            final_learning_rate=self.learning_rate / 100,
+            learning_rate=rate,
+            final_learning_rate=rate / 100,
             warmup_epochs=min(0.5, epochs / 4),
             weight_decay=0.05,
             label_smoothing=0.1,

@@ -38,7 +38,7 @@ from swinv2_deploy.artifacts import (
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model, write_model_files
 from swinv2_deploy.modeling.pruned import read_record
-from swinv2_deploy.modeling.sites import quantization_sites, watched_inputs
+from swinv2_deploy.modeling.sites import watched_inputs
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
 from swinv2_deploy.quantize.picture import PICTURE, draw, drawable, has_matplotlib
@@ -135,7 +135,7 @@ def quantize(
     graphs = {name: facts for name, facts in _facts(artifact).items() if facts.precision == "fp32"}
     forms = [form for name, facts in graphs.items() for form in _forms(name, facts).values()]
     model = load_model(artifact)
-    sites = quantization_sites(model.config, spec.policy)
+    sites = spec.sites(model.config)
     lineage = Lineage(
         stage="quantize",
         spec=spec.to_dict() | {"sites": list(sites)} | (_origin(table) if table else {}) | dict(recipe or {}),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 from calibration.lints import STATISTICAL
+from reference_model.config import SwinV2Config
 from swinv2_deploy.errors import SpecError
-from swinv2_deploy.modeling.sites import POLICIES, Policy
+from swinv2_deploy.modeling.sites import POLICIES, Policy, quantization_sites
 from swinv2_deploy.training.spec import Phase, Precision, TrainSpec
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
@@ -28,6 +30,7 @@ class QuantizeSpec:
     Attributes:
         calibrator: How a site's range is chosen from what it saw.
         policy: Which sites are quantized.
+        left: Sites, or blocks and stages by the beginning of their names, that stay in float.
         images: Calibration images, chosen evenly over the classes; None means all, 512 at most.
         batch_size: Images a forward pass while calibrating; None takes what fits into about 1 GiB.
         unsigned: Whether ``model_uint8.onnx`` is written: ``auto`` keeps it where it is measurably faster in ONNX Runtime here.
@@ -42,6 +45,7 @@ class QuantizeSpec:
 
     calibrator: str = "percentile"
     policy: Policy = "linear"
+    left: tuple[str, ...] = ()
     images: int | None = None
     batch_size: int | None = None
     unsigned: Unsigned = "auto"
@@ -72,6 +76,24 @@ class QuantizeSpec:
             if code not in ACCEPTABLE:
                 raise SpecError(f"The lint {code!r} cannot be accepted; expected one of {', '.join(ACCEPTABLE)}.")
 
+    def sites(self, config: SwinV2Config) -> tuple[str, ...]:
+        """Sites of a model that are quantized, in the order they run.
+
+        Raises:
+            SpecError: When a name to leave in float is of no site, or none is left to quantize.
+        """
+        every = quantization_sites(config, self.policy)
+        for name in self.left:
+            if not any(_within(site, name) for site in every):
+                nearest = difflib.get_close_matches(name, every, n=1, cutoff=0.0)[0]
+                raise SpecError(
+                    f"--float {name} is no site of the policy {self.policy}, and the beginning of none; did you mean {nearest}?"
+                )
+        kept = tuple(site for site in every if not any(_within(site, name) for name in self.left))
+        if not kept:
+            raise SpecError("--float leaves every site in float, so there is nothing to quantize; name fewer.")
+        return kept
+
     @property
     def searches(self) -> bool:
         """Whether sites are measured one by one."""
@@ -84,6 +106,10 @@ class QuantizeSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+def _within(site: str, name: str) -> bool:
+    return site == name or site.startswith(f"{name}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

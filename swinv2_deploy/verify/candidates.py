@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
@@ -38,6 +38,28 @@ def load_candidates(artifact: ModelArtifact, spec: VerifySpec) -> dict[str, File
                 continue
             label = name if back_end == spec.back_ends[0] else f"{name} in {BACK_ENDS[back_end]}"
             runners[label] = load_candidate(artifact, name, back_end, spec)
+    return runners
+
+
+def load_others(others: Sequence[ModelArtifact], artifact: ModelArtifact, spec: VerifySpec) -> dict[str, FileRunner]:
+    """Runners of other artifacts' files that take pixels, in the first back end, by the artifact's name and the file's.
+
+    Raises:
+        ArtifactError: When another artifact has no ONNX file, names other classes, or makes other pixels of an image.
+        RunnerError: When a file does not load.
+    """
+    runners: dict[str, FileRunner] = {}
+    for other in others:
+        same = (other.config.task, other.config.labels, other.preprocessing)
+        if same != (artifact.config.task, artifact.config.labels, artifact.preprocessing):
+            raise ArtifactError(
+                f"{other.name} has another task, other labels or another preprocessing than {artifact.name}, so the two cannot be "
+                "compared on the same images; verify it by itself."
+            )
+        for name in _known(other, "onnxruntime"):
+            runner = load_candidate(other, name, "onnxruntime", spec)
+            if runner.facts.takes == "pixel_values":
+                runners[f"{other.name}: {name}"] = runner
     return runners
 
 

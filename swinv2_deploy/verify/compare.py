@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -12,33 +12,49 @@ import torch
 
 from reference_model.preprocessing import ImageError, Preprocessing, read_image
 from swinv2_deploy import __version__
-from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.artifacts import ModelArtifact, file_sha256
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling import load_model
 from swinv2_deploy.runtime import FileRunner, Runner, TorchRunner, masks_for
+from swinv2_deploy.runtime.graph_parts import GraphParts
 from swinv2_deploy.runtime.load import preprocessing_for
 from swinv2_deploy.runtime.runner import Takes
-from swinv2_deploy.verify.candidates import BASELINE, back_end_notices, back_end_versions, load_candidate, load_candidates
+from swinv2_deploy.verify.candidates import (
+    BASELINE,
+    back_end_notices,
+    back_end_versions,
+    load_candidate,
+    load_candidates,
+    load_others,
+)
 from swinv2_deploy.verify.from_images import PhotographSession
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
+from swinv2_deploy.verify.layers import LayerDrift, layer_drift
 from swinv2_deploy.verify.metrics import DriftMeter
 from swinv2_deploy.verify.probes import Size, probe_images, rounding_noise, size_drift, slot_drift, slot_size, sweep_sizes
 from swinv2_deploy.verify.report import CandidateReport, DriftReport, Latency, SizeDrift, SlotDrift
 from swinv2_deploy.verify.spec import VerifySpec
+from swinv2_deploy.verify.tolerances import OTHER, Tolerances
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
 
-def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambda what, done, total: None) -> DriftReport:
+def verify(
+    artifact: ModelArtifact,
+    spec: VerifySpec,
+    progress: Progress = lambda what, done, total: None,
+    others: Sequence[ModelArtifact] = (),
+) -> DriftReport:
     """Measure how far the artifact's ONNX files drift from its weights, and judge it.
 
     Args:
         artifact: Artifact with ONNX files.
         spec: Images, limits, and what to run.
         progress: Told about every step.
+        others: Artifacts of the same classes, such as pruned ones, whose files are compared with the same reference.
 
     Raises:
         ArtifactError: When the weights are untrained and that was not allowed, the artifact is damaged or of several models, it
@@ -54,14 +70,17 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             "use --allow-untrained to check that the files compute the same."
         )
     runners = load_candidates(artifact, spec)
+    elsewhere = load_others(others, artifact, spec)
+    runners |= elsewhere
     pixels = _taking("pixel_values", runners)
     sizes = _sweep(pixels, artifact, spec)
-    images = choose_images(artifact, spec)
-    session = _Session(artifact, spec, runners, images, progress)
+    images = choose_images(artifact, spec, others)
+    session = _Session(artifact, spec, runners, images, progress, frozenset(elsewhere))
     whole = session.on_photographs()
     meters = session.compare() | whole.compare(session.classes)
     sweep = session.sweep(sizes) | whole.sweep()
     slots = session.slots() | whole.slots()
+    layers = session.layers()
     latencies = session.latencies(whole.timed())
     trained = artifact.lineage.weights.trained
     candidates = []
@@ -69,7 +88,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
         outputs, classes = meters[name].outputs(), meters[name].class_drift()
         nonfinite = tuple(meters[name].nonfinite)
         checks = judge(
-            spec.tolerances[runner.precision],
+            session.limits(name),
             outputs=outputs,
             classes=classes,
             nonfinite=nonfinite,
@@ -77,8 +96,10 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
             slots=slots[name],
             noise=whole.noise_of(runner) if name in whole.runners else session.noise,
             trained=trained,
+            layers=layers.get(name, ()),
         )
-        file = runner.path.relative_to(artifact.path).as_posix()
+        owner = name.rpartition(": ")[0] if name in elsewhere else ""
+        file = str(runner.path) if owner else runner.path.relative_to(artifact.path).as_posix()
         size = runner.facts.size_bytes
         candidates.append(
             CandidateReport(
@@ -86,7 +107,7 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
                 takes=runner.facts.takes,
                 back_end=runner.back_end,
                 file=file,
-                sha256=artifact.lineage.files[file],
+                sha256=file_sha256(runner.path) if owner else artifact.lineage.files[file],
                 precision=runner.precision,
                 provider=runner.provider,
                 integer_products=runner.integer_products,
@@ -99,6 +120,8 @@ def verify(artifact: ModelArtifact, spec: VerifySpec, progress: Progress = lambd
                 slots=slots[name],
                 latencies=latencies.get(name, ()),
                 checks=checks,
+                owner=owner,
+                layers=layers.get(name, ()),
             )
         )
     return DriftReport(
@@ -138,7 +161,9 @@ class _Session:
         runners: dict[str, FileRunner],
         images: VerifyImages,
         progress: Progress,
+        elsewhere: frozenset[str] = frozenset(),
     ) -> None:
+        self.elsewhere = elsewhere
         self.own_preprocessing = artifact.preprocessing
         recipes = {name: preprocessing_for(artifact.preprocessing, runner.resolutions) for name, runner in runners.items()}
         self.preprocessing = next(iter(recipes.values()))
@@ -154,7 +179,7 @@ class _Session:
         self.progress = progress
         self.photo = _first_photo(images)
         progress("Loading the reference", 0, 1)
-        model = load_model(artifact)
+        self.model = model = load_model(artifact)
         masks = masks_for(model.config)
         self.reference: Runner = TorchRunner(model, threads=spec.threads, masks=masks)
         exact = TorchRunner(model, threads=spec.threads, double=True, masks=masks)
@@ -169,6 +194,13 @@ class _Session:
         self.baseline = runners.get(BASELINE)
         if self.baseline is None and BASELINE in artifact.onnx_files:
             self.baseline = load_candidate(artifact, BASELINE, spec.back_ends[0], spec)
+
+    def limits(self, name: str) -> Tolerances:
+        """Tolerances of a file."""
+        if name in self.elsewhere:
+            return OTHER
+        runner = self.runners.get(name) or self.photograph_runners[name]
+        return self.spec.tolerances[runner.precision]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -192,10 +224,7 @@ class _Session:
         """Every candidate on every photograph, at the native size."""
         if not self.runners:
             return {}
-        meters = {
-            name: DriftMeter(self.classes, tie_margin(self.spec.tolerances[runner.precision], self.noise))
-            for name, runner in self.runners.items()
-        }
+        meters = {name: DriftMeter(self.classes, tie_margin(self.limits(name), self.noise)) for name in self.runners}
         done, total = 0, len(self.images) * len(self.groups)
         what = f"Comparing {len(self.images)} images"
         self.progress(what, done, total)
@@ -234,6 +263,29 @@ class _Session:
             other = probe_images(self.photo[:, ::-1], self.preprocessing, size, self.spec.seed + 1)
             found[name] = slot_drift(runner, np.concatenate([first, other[1:]]), self.spec.batch_sizes)
         self.progress("Checking every row of batches", len(self.runners), len(self.runners))
+        return found
+
+    def layers(self) -> dict[str, tuple[LayerDrift, ...]]:
+        """Drift inside every candidate whose graph can be taken apart, on a few photographs."""
+        found: dict[str, tuple[LayerDrift, ...]] = {}
+        if self.spec.layer_images == 0:
+            return found
+        chosen = {
+            name: recipe
+            for recipe, group in self.groups.items()
+            for name, runner in group.items()
+            if runner.back_end == "onnxruntime" and name not in self.elsewhere
+        }
+        for done, (name, recipe) in enumerate(chosen.items()):
+            self.progress("Looking inside the network", done, len(chosen))
+            batches = []
+            for batch in self.images.batches(recipe, min(self.spec.layer_images, self.spec.batch_size)):
+                batches.append(batch.images)
+                if sum(map(len, batches)) >= self.spec.layer_images:
+                    break
+            parts = GraphParts(self.runners[name].path, threads=self.spec.threads)
+            found[name] = layer_drift(parts, self.model, batches)
+        self.progress("Looking inside the network", len(chosen), len(chosen))
         return found
 
     def latencies(self, others: dict[str, Runner]) -> dict[str, tuple[Latency, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from swinv2_deploy.verify.layers import LayerDrift
 from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
 from swinv2_deploy.verify.report import Check, SizeDrift, SlotDrift
 from swinv2_deploy.verify.tolerances import Tolerances
@@ -20,6 +21,7 @@ def judge(
     slots: SlotDrift,
     noise: Mapping[str, float],
     trained: bool,
+    layers: Sequence[LayerDrift] = (),
 ) -> tuple[Check, ...]:
     """Gates of one candidate, in the order a reader needs them.
 
@@ -32,6 +34,7 @@ def judge(
         slots: Independence of the batch.
         noise: Noise of the reference by output: what float32 rounding moves or, for photographs, a few pixels by one gray level.
         trained: Whether agreement and accuracy mean anything.
+        layers: Drift inside the network, where it was measured.
     """
     checks = [_finite(nonfinite)]
     for name, drift in outputs.items():
@@ -46,6 +49,8 @@ def judge(
     checks += _sweep_checks(tolerances, sweep, max(noise.values()))
     if tolerances.slot_error is not None:
         checks.append(_slot_check(tolerances, slots, max(noise.values())))
+    if tolerances.site_sqnr_db is not None:
+        checks += _site_checks(tolerances.site_sqnr_db, layers)
     return tuple(checks)
 
 
@@ -71,11 +76,25 @@ def _class_checks(tolerances: Tolerances, classes: ClassDrift, *, trained: bool)
     checks = []
     exact = tolerances.max_abs is not None
     if tolerances.agreement is not None and (trained or exact):
-        words = f"top-1 agrees on {classes.judged_agreement:.2%} of the images"
-        checks.append(_least("agreement", classes.judged_agreement, tolerances.agreement, words, f"{tolerances.agreement:.2%}"))
+        checks.append(_agreement_check(tolerances.agreement, classes))
+    if trained and classes.swapped is not None:
+        first, second = classes.swapped
+        text = f"the reference names most images of {first!r} {second!r} and the other way round: their labels look swapped"
+        checks.append(Check(name="labels", passed=False, value=None, limit=0.0, text=text))
     if tolerances.top1_drop is not None and trained and classes.drop is not None and classes.drop_interval is not None:
         checks.append(_accuracy_check(tolerances.top1_drop, classes, classes.drop, classes.drop_interval))
     return checks
+
+
+def _agreement_check(limit: float, classes: ClassDrift) -> Check:
+    """Where a limit is below one, images must be so many that chance does not explain what is missing."""
+    value, text = classes.judged_agreement, f"top-1 agrees on {classes.judged_agreement:.2%} of the images"
+    needed = f"at least {limit:.2%} is needed"
+    passed: bool | None = value >= limit
+    if not passed and limit < 1 and classes.agreement_interval[1] >= limit:
+        low, high = classes.agreement_interval
+        passed, text = None, f"{text} (95 %: {low:.1%} to {high:.1%}), too few to tell"
+    return Check(name="agreement", passed=passed, value=_number(value), limit=limit, text=f"{text}; {needed}")
 
 
 def _accuracy_check(limit: float, classes: ClassDrift, drop: float, interval: tuple[float, float]) -> Check:
@@ -117,6 +136,18 @@ def _slot_check(tolerances: Tolerances, slots: SlotDrift, noise: float) -> Check
     return Check(
         name="batch slots", passed=small or slots.relative <= limit, value=_number(slots.relative), limit=limit, text=text
     )
+
+
+def _site_checks(limit: float, layers: Sequence[LayerDrift]) -> list[Check]:
+    """Every part alone, on the reference's own inputs: one that is broken may hide behind outputs that hardly move."""
+    rows = [(row.alone_db, row.name) for row in layers if row.kind == "site" and row.alone_db is not None]
+    if not rows:
+        return []
+    checks = []
+    for value, name in [row for row in rows if row[0] < limit] or [min(rows)]:
+        words = f"{name} alone gives {value:.1f} dB of signal over noise"
+        checks.append(_least(f"site {name}", value, limit, words, f"{limit:g} dB"))
+    return checks
 
 
 def _most(name: str, value: float, limit: float, words: str, shown: str) -> Check:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +138,8 @@ class VerifyImages:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def choose_images(artifact: ModelArtifact, spec: VerifySpec) -> VerifyImages:
-    """The images of ``spec.data`` to verify on.
+def choose_images(artifact: ModelArtifact, spec: VerifySpec, others: Sequence[ModelArtifact] = ()) -> VerifyImages:
+    """The images of ``spec.data`` to verify on, none of which the artifact or one of the others has seen.
 
     Raises:
         ArtifactError: When the artifact has seen some of them, or nothing is left.
@@ -150,13 +150,13 @@ def choose_images(artifact: ModelArtifact, spec: VerifySpec) -> VerifyImages:
     if spec.limit is not None and spec.limit < len(folder):
         folder = folder.select(spec.limit, spec.seed)
     labels, notices = _labels(folder, artifact.config, spec)
-    seen = seen_images(artifact)
-    pairs = overlap(folder.manifest(), seen) if seen is not None else ()
-    known = tuple(dict.fromkeys(name for name, _ in pairs))
+    by_artifact = {one.name: _overlap(folder, one) for one in (artifact, *others)}
+    known = tuple(dict.fromkeys(name for names in by_artifact.values() for name in names))
     if known and not spec.exclude_overlap:
         shown = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        guilty = next(name for name, names in by_artifact.items() if names)
         raise ArtifactError(
-            f"{artifact.name} was calibrated or trained on {len(known)} of the {len(folder)} images ({shown}), which so prove "
+            f"{guilty} was calibrated or trained on {len(known)} of the {len(folder)} images ({shown}), which so prove "
             "nothing; use other images, or --exclude-overlap to leave these out."
         )
     if known:
@@ -166,6 +166,12 @@ def choose_images(artifact: ModelArtifact, spec: VerifySpec) -> VerifyImages:
         folder = ImageFolder(folder.root, left, folder.classes)
         notices.append(f"{len(known)} images were left out: the artifact was calibrated or trained on them.")
     return VerifyImages(folder, {name: labels[name] for name in folder.names if name in labels}, known, notices)
+
+
+def _overlap(folder: ImageFolder, artifact: ModelArtifact) -> tuple[str, ...]:
+    """Images of a folder that an artifact was calibrated or trained on."""
+    seen = seen_images(artifact)
+    return tuple(name for name, _ in overlap(folder.manifest(), seen)) if seen is not None else ()
 
 
 def seen_images(artifact: ModelArtifact) -> Manifest | None:

@@ -6,17 +6,25 @@ Shape letters: B batch, K classes. Everything is summed in float64.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.statistics import wilson_interval
 from swinv2_deploy.errors import RunnerError
 from swinv2_deploy.runtime.runner import Array
 from swinv2_deploy.verify.statistics import Paired
 
 Double = NDArray[np.float64]
+
+BINS = 15
+"""Bins of confidence."""
+
+CHANCE_OF_SWAP = 1e-3
+"""Probability below which two classes that are taken for each other have their labels exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +56,7 @@ class Flip:
         image: Name in the folder.
         reference: Class the reference names.
         candidate: Class the candidate names.
+        top5: The first five classes of both, with their probabilities.
         label: Class of the folder, empty when unknown.
         margin: How far the two classes' logits lie apart in the reference.
         tie: Whether the margin is within the rounding noise, so that either answer is right.
@@ -59,6 +68,7 @@ class Flip:
     label: str
     margin: float
     tie: bool
+    top5: tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...]] = ((), ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +78,7 @@ class ClassDrift:
     Attributes:
         agreement: Share of images with the same top-1.
         judged_agreement: The same, ties counted as agreeing.
+        agreement_interval: Its 95 % interval.
         kl: Mean Kullback-Leibler divergence of the candidate's probabilities from the reference's, in nats.
         flips: Images whose top-1 differs, the clearest first.
         labeled: Images with a label the model knows; the rest of the fields are about these.
@@ -76,10 +87,17 @@ class ClassDrift:
         drop: Top-1 accuracy lost, in percentage points.
         drop_interval: Its paired 95 % interval, in percentage points.
         p_value: Exact McNemar test of the loss.
+        detectable_drop: Smallest loss in percentage points that so many images tell from none, four times of five.
+        calibration_error: Expected calibration error of reference and candidate: how far confidence lies from accuracy.
+        confusion: Images by class of the folder, class that the reference names, and class that the candidate names, where not
+            all three are the same.
+        per_class: Name, images, and how many of these reference and candidate name rightly, of every class with images.
+        swapped: Two classes whose labels look exchanged, as the reference names the images of each the other.
     """
 
     agreement: float
     judged_agreement: float
+    agreement_interval: tuple[float, float]
     kl: float
     flips: tuple[Flip, ...]
     labeled: int = 0
@@ -88,6 +106,11 @@ class ClassDrift:
     drop: float | None = None
     drop_interval: tuple[float, float] | None = None
     p_value: float | None = None
+    detectable_drop: float | None = None
+    calibration_error: tuple[float, float] | None = None
+    confusion: tuple[tuple[str, str, str, int], ...] = ()
+    per_class: tuple[tuple[str, int, int, int], ...] = ()
+    swapped: tuple[str, str] | None = None
 
 
 def cosine_rows(reference: Double, candidate: Double) -> Double:
@@ -152,6 +175,30 @@ class _OutputSums:
 
 
 @dataclass(slots=True)
+class Reliability:
+    """Confidence against accuracy, in bins of equal width.
+
+    Source: Guo et al., arXiv:1706.04599, equation 3.
+    """
+
+    count: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    confidence: Double = field(default_factory=lambda: np.zeros(BINS))
+    right: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, confidence: float, *, right: bool) -> None:
+        """Add an image by the probability of the class that was named."""
+        place = min(BINS - 1, int(confidence * BINS))
+        self.count[place] += 1
+        self.confidence[place] += confidence
+        self.right[place] += right
+
+    @property
+    def error(self) -> float:
+        """Mean distance of confidence and accuracy over images, in [0, 1]."""
+        return float(np.abs(self.confidence - self.right).sum() / max(1, int(self.count.sum())))
+
+
+@dataclass(slots=True)
 class DriftMeter:
     """Gathers the drift of one candidate.
 
@@ -170,6 +217,8 @@ class DriftMeter:
     _flips: list[Flip] = field(default_factory=list)
     _pairs: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     _top5: list[int] = field(default_factory=lambda: [0, 0])
+    _triples: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    _confidence: tuple[Reliability, Reliability] = field(default_factory=lambda: (Reliability(), Reliability()))
 
     def add(
         self, names: Sequence[str], labels: Sequence[int | None], reference: Mapping[str, Array], candidate: Mapping[str, Array]
@@ -211,6 +260,7 @@ class DriftMeter:
         drift = ClassDrift(
             agreement=agreeing / self._judged,
             judged_agreement=(agreeing + sum(flip.tie for flip in flips)) / self._judged,
+            agreement_interval=wilson_interval(agreeing + sum(flip.tie for flip in flips), self._judged),
             kl=self._kl / self._judged,
             flips=flips,
         )
@@ -228,13 +278,50 @@ class DriftMeter:
             drop=100 * paired.drop,
             drop_interval=(100 * low, 100 * high),
             p_value=paired.p_value,
+            detectable_drop=100 * paired.detectable_drop,
+            calibration_error=(self._confidence[0].error, self._confidence[1].error),
+            confusion=self._confusion(),
+            per_class=self._per_class(),
+            swapped=self._swapped(),
         )
+
+    def _confusion(self) -> tuple[tuple[str, str, str, int], ...]:
+        ordered = sorted(self._triples.items(), key=lambda item: (-item[1], item[0]))
+        names = self.classes
+        return tuple((names[a], names[b], names[c], count) for (a, b, c), count in ordered if not a == b == c)
+
+    def _per_class(self) -> tuple[tuple[str, int, int, int], ...]:
+        rows: dict[int, list[int]] = {}
+        for (label, first, second), count in self._triples.items():
+            row = rows.setdefault(label, [0, 0, 0])
+            row[0] += count
+            row[1] += count * (first == label)
+            row[2] += count * (second == label)
+        return tuple((self.classes[label], *rows[label]) for label in sorted(rows))  # type: ignore[misc]  # three numbers
+
+    def _swapped(self) -> tuple[str, str] | None:
+        """Two classes that the reference takes for each other far more often than for themselves: their labels look exchanged."""
+        named: Counter[tuple[int, int]] = Counter()
+        for (label, first, _), count in self._triples.items():
+            named[label, first] += count
+        best: tuple[float, tuple[str, str]] | None = None
+        for label, first in {(min(pair), max(pair)) for pair in named if pair[0] != pair[1]}:
+            crossed = named[label, first] + named[first, label]
+            straight = named[label, label] + named[first, first]
+            if not (named[label, first] and named[first, label] and crossed > straight):
+                continue
+            # How probable so many crossings are if either way were as likely.
+            chance = sum(math.comb(crossed + straight, k) for k in range(straight + 1)) / 2 ** (crossed + straight)
+            if chance < CHANCE_OF_SWAP and (best is None or chance < best[0]):
+                best = chance, (self.classes[label], self.classes[first])
+        return None if best is None else best[1]
 
     def _add_classes(self, images: list[tuple[str, int | None]], reference: Double, candidate: Double) -> None:
         if not images:
             return
         self._judged += len(images)
         self._kl += float(kl_rows(reference, candidate).sum())
+        probabilities = np.exp(_log_softmax(reference)), np.exp(_log_softmax(candidate))
         order = np.argsort(-reference, axis=1, kind="stable")[:, :5], np.argsort(-candidate, axis=1, kind="stable")[:, :5]
         for row, (name, label) in enumerate(images):
             first, second = int(order[0][row, 0]), int(order[1][row, 0])
@@ -248,9 +335,19 @@ class DriftMeter:
                         label="" if label is None else self.classes[label],
                         margin=margin,
                         tie=margin <= self.tie_margin,
+                        top5=(
+                            self._named(order[0][row], probabilities[0][row]),
+                            self._named(order[1][row], probabilities[1][row]),
+                        ),
                     )
                 )
             if label is not None:
+                self._triples[label, first, second] += 1
+                for meter, named, values in zip(self._confidence, (first, second), probabilities, strict=True):
+                    meter.add(float(values[row, named]), right=named == label)
                 self._pairs[2 * (first != label) + (second != label)] += 1
                 self._top5[0] += label in order[0][row]
                 self._top5[1] += label in order[1][row]
+
+    def _named(self, order: NDArray[np.int64], probabilities: Double) -> tuple[tuple[str, float], ...]:
+        return tuple((self.classes[int(index)], round(float(probabilities[index]), 4)) for index in order)

@@ -17,7 +17,9 @@ from typing import Any
 from swinv2_deploy.artifacts import write_json
 from swinv2_deploy.atomic import replace_file
 from swinv2_deploy.errors import ArtifactError, ToleranceExceeded
+from swinv2_deploy.verify.bisect import Bisection
 from swinv2_deploy.verify.inputs import Skipped
+from swinv2_deploy.verify.layers import LayerDrift
 from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
 
 SCHEMA = 1
@@ -122,6 +124,9 @@ class CandidateReport:
         slots: Independence of the batch.
         latencies: One image alone, then a batch; empty when they were not measured.
         checks: Gates.
+        owner: Name of the artifact it is of, where that is another one than the report's.
+        layers: Drift inside the network; empty where it was not measured, or the back end does not give it.
+        bisection: What makes it fail, where that was asked for.
     """
 
     name: str
@@ -141,11 +146,15 @@ class CandidateReport:
     slots: SlotDrift
     latencies: tuple[Latency, ...]
     checks: tuple[Check, ...]
+    owner: str = ""
+    layers: tuple[LayerDrift, ...] = ()
+    bisection: Bisection | None = None
 
     @property
     def label(self) -> str:
         """Its name, with the back end where that is not ONNX Runtime."""
-        return self.name if self.back_end == "onnxruntime" else f"{self.name} in {BACK_ENDS[self.back_end]}"
+        name = f"{self.owner}: {self.name}" if self.owner else self.name
+        return name if self.back_end == "onnxruntime" else f"{name} in {BACK_ENDS[self.back_end]}"
 
     @property
     def title(self) -> str:
@@ -230,6 +239,25 @@ class DriftReport:
         if not self.passed:
             raise ToleranceExceeded("\n  ".join([self.verdict, *self.failures]))
 
+    def to_junit(self) -> str:
+        """JUnit XML for CI systems: a suite a file, a case a gate; what could not be decided is skipped, with the reason."""
+        from xml.etree import ElementTree
+
+        root = ElementTree.Element("testsuites", name="swinv2-deploy verify")
+        for item in self.candidates:
+            failed = sum(check.passed is False for check in item.checks)
+            skipped = sum(check.passed is None for check in item.checks)
+            suite = ElementTree.SubElement(
+                root, "testsuite", name=item.title, tests=str(len(item.checks)), failures=str(failed), skipped=str(skipped)
+            )
+            for check in item.checks:
+                case = ElementTree.SubElement(suite, "testcase", classname=item.title, name=check.name)
+                if check.passed is False:
+                    ElementTree.SubElement(case, "failure", message=check.text)
+                elif check.passed is None:
+                    ElementTree.SubElement(case, "skipped", message=check.text)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinity and NaN, which JSON lacks, are null."""
         content = _plain(self)
@@ -238,8 +266,8 @@ class DriftReport:
             plain["passed"] = candidate.passed
         return result | dict(content)
 
-    def save(self, artifact: Path) -> Path:
-        """Write ``reports/<time>/report.json`` into an artifact, whole or not at all; return the file.
+    def save(self, artifact: Path, page: str = "") -> Path:
+        """Write ``reports/<time>/report.json``, and a page beside it, into an artifact, whole or not at all; return the file.
 
         Raises:
             ArtifactError: When the artifact cannot be written.
@@ -252,6 +280,8 @@ class DriftReport:
             try:
                 temporary.chmod(0o755)
                 write_json(temporary / "report.json", self.to_dict())
+                if page:
+                    (temporary / "report.html").write_text(page, encoding="utf-8")
                 return _place(temporary, folder, stamp) / "report.json"
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -260,8 +290,8 @@ class DriftReport:
                 f"The report cannot be saved in {folder} ({error.strerror}); use --report FILE to put it elsewhere."
             ) from error
 
-    def write(self, path: Path) -> Path:
-        """Write the report to a file, whole or not at all; one that was there is replaced.
+    def write(self, path: Path, page: str = "") -> Path:
+        """Write the report to a file, whole or not at all; one that was there is replaced. ``.html`` takes the page.
 
         Raises:
             ArtifactError: When it cannot be written.
@@ -269,7 +299,7 @@ class DriftReport:
         path = path.absolute()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            text = page if path.suffix == ".html" and page else json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
             replace_file(path, text.encode(), mode=0o644)
         except OSError as error:
             raise ArtifactError(f"The report cannot be written to {path} ({error.strerror}); choose another place.") from error

@@ -34,6 +34,7 @@ class VerifySpec:
         provider: ONNX Runtime's execution provider.
         openvino_precision: What OpenVINO computes in where no integers are.
         integer_products: How integers are multiplied: exactly, or as each library does by itself.
+        layer_images: Photographs that drift inside the network is measured on; 0 leaves that out.
         latency_seconds: Time for the latency comparison, in s; 0 leaves it out.
         exclude_overlap: Whether images the artifact was calibrated or trained on are left out instead of refused.
         allow_untrained: Whether weights that were never trained are accepted.
@@ -53,6 +54,7 @@ class VerifySpec:
     provider: Provider = "cpu"
     openvino_precision: FloatPrecision = "f32"
     integer_products: ProductMode = "exact"
+    layer_images: int = 8
     latency_seconds: float = 3.0
     exclude_overlap: bool = False
     allow_untrained: bool = False
@@ -67,6 +69,8 @@ class VerifySpec:
             raise SpecError(f"batch_size is {self.batch_size} and batch_sizes {self.batch_sizes}; expected numbers from 1.")
         if any(min(size) < 1 for size in self.sizes):
             raise SpecError(f"sizes is {self.sizes}; expected (height, width) pairs in px, all positive.")
+        if self.layer_images < 0:
+            raise SpecError(f"layer_images is {self.layer_images}; expected a whole number from 0.")
         if not self.latency_seconds >= 0:
             raise SpecError(f"latency_seconds is {self.latency_seconds}; expected 0 or more.")
         if self.labels not in get_args(LabelMode):

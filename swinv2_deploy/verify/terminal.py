@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
+from swinv2_deploy.verify.bisect import Bisection
 from swinv2_deploy.verify.metrics import ClassDrift
 from swinv2_deploy.verify.report import BACK_ENDS, CandidateReport, DriftReport
 
@@ -65,6 +66,52 @@ def flip_lines(report: DriftReport) -> Iterator[str]:
             yield escape(f"  {flip.image}: {flip.reference} -> {flip.candidate} ({flip.margin:.3g}{label}{tie})")
         if len(flips) > MOST_FLIPS:
             yield f"  ... and {len(flips) - MOST_FLIPS} more in the report"
+
+
+def layer_lines(report: DriftReport) -> Iterator[str]:
+    """The loudest parts of every file: what they make of the reference's own inputs, as lines with markup."""
+    for candidate in report.candidates:
+        if candidate.precision == "fp32" and candidate.passed:
+            continue
+        sites = [row for row in candidate.layers if row.kind == "site" and row.alone_db is not None]
+        loud = sorted(sites, key=lambda row: row.alone_db or 0.0)[:3]
+        if loud:
+            names = ", ".join(f"{row.name} {_db(row.alone_db)}" for row in loud)
+            yield escape(f"{candidate.label}: most noise is made in {names}")
+
+
+def bisection_lines(report: DriftReport) -> Iterator[str]:
+    """What makes a file fail, and what would mend it, as lines with markup."""
+    for candidate in report.candidates:
+        found = candidate.bisection
+        if found is None:
+            continue
+        site = f", in {found.site}" if found.site else ""
+        yield f"[bold]{escape(candidate.label)}: {escape(found.culprit)}{escape(site)}[/]"
+        yield f"  {escape(found.reason)}"
+        for names, passed in found.tried:
+            yield escape(f"  given back {names}: {'passes' if passed else 'still fails'}")
+        if candidate.precision in ("int8", "uint8") and found.sites:
+            flags = " ".join(f"--float {site}" for site in quantized_names(found))
+            yield escape(f"  To leave it in float: swinv2-deploy quantize {flags}")
+
+
+def quantized_names(found: Bisection) -> tuple[str, ...]:
+    """Sites of the loudest parts, as ``quantize --float`` takes them."""
+    names = []
+    for site in found.sites:
+        parent, _, part = site.rpartition(".")
+        if part == "attn":
+            names += [f"{site}.qkv"]
+        elif part == "norm" or part.startswith("norm"):
+            continue
+        else:
+            names.append(f"{parent}.{part}")
+    return tuple(names)
+
+
+def _db(value: float | None) -> str:
+    return "not measured" if value is None else "equal" if value == math.inf else f"{value:.1f} dB"
 
 
 def verdict_lines(report: DriftReport) -> Iterator[str]:

@@ -27,6 +27,7 @@ class Tolerances:
         agreement: Smallest share of images with the reference's top-1; ties are not counted against it.
         top1_drop: Largest loss of top-1 accuracy, in percentage points.
         sweep_cosine: Smallest cosine similarity at any size of the sweep.
+        site_sqnr_db: Smallest signal to noise in dB that a part of a block may have by itself, on the reference's own inputs.
         slot_error: Largest difference between an image alone and in a batch, relative to the root mean square of the output.
     """
 
@@ -37,9 +38,16 @@ class Tolerances:
     top1_drop: float | None = None
     sweep_cosine: float | None = None
     slot_error: float | None = None
+    site_sqnr_db: float | None = None
 
     def __post_init__(self) -> None:
-        bounds = {"cosine": (-1, 1), "agreement": (0, 1), "sweep_cosine": (-1, 1), "top1_drop": (0, 100)}
+        bounds = {
+            "cosine": (-1, 1),
+            "agreement": (0, 1),
+            "sweep_cosine": (-1, 1),
+            "top1_drop": (0, 100),
+            "site_sqnr_db": (-200, 200),
+        }
         for field in fields(self):
             value = getattr(self, field.name)
             low, high = bounds.get(field.name, (0, math.inf))
@@ -50,16 +58,19 @@ class Tolerances:
                 raise SpecError(f"The tolerance {field.name} is {value!r}; expected a number from {low} to {high}.")
 
 
-_QUANTIZED = Tolerances(cosine=0.99, agreement=0.95, top1_drop=1.0, sweep_cosine=0.98, slot_error=0.005)
+_QUANTIZED = Tolerances(cosine=0.99, agreement=0.95, top1_drop=1.0, sweep_cosine=0.98, slot_error=0.005, site_sqnr_db=15.0)
 
 DEFAULTS: dict[Precision, Tolerances] = {
-    "fp32": Tolerances(max_abs=1e-4, cosine=0.999999, agreement=1.0, sweep_cosine=0.999999, slot_error=1e-5),
+    "fp32": Tolerances(max_abs=1e-4, cosine=0.999999, agreement=1.0, sweep_cosine=0.999999, slot_error=1e-5, site_sqnr_db=80.0),
     "fp16": Tolerances(cosine=0.9999, agreement=0.99, top1_drop=0.5, sweep_cosine=0.999, slot_error=0.005),
     "bf16": Tolerances(cosine=0.999, agreement=0.98, top1_drop=1.0, sweep_cosine=0.99, slot_error=0.05),
     "int8": _QUANTIZED,
     "uint8": _QUANTIZED,
 }
 """See ``docs/how-to/verify.md`` for what was measured to set them."""
+
+OTHER = Tolerances(top1_drop=1.0, slot_error=0.005)
+"""Limits for the files of another artifact, such as a pruned one: a different function, of which accuracy is asked and no more."""
 
 
 def load_tolerances(path: Path) -> dict[Precision, Tolerances]:

@@ -81,3 +81,16 @@ def test_without_matplotlib_one_line_says_how_to_get_the_picture(
     bare = run("--data", photos, "--images", "4", "--out", "bare")
     assert "no picture of the ranges, for matplotlib is not installed: pip install 'swinv2-deploy[report]'" in bare.stdout
     assert not (tmp_path / "bare/calibration.svg").exists()
+
+
+def test_sites_stay_in_float_by_name(run: Run, photos: Path, tmp_path: Path) -> None:
+    """A site, a block or a stage; a wrong name is answered with the nearest."""
+    made = run("--data", photos, "--out", "left", "--float", "layers.1.blocks.0", "--float", "layers.0.blocks.0.mlp.fc2")
+    assert made.exit_code == 0, made.output
+    assert "12 sites" in made.stdout
+    sites = json.loads((tmp_path / "left/calibration_table.json").read_text("utf-8"))["sites"]
+    assert not any(name.startswith("layers.1.blocks.0") or name == "layers.0.blocks.0.mlp.fc2" for name in sites)
+    wrong = run("--data", photos, "--out", "no", "--float", "layers.0.blocks.0.mlp.fc3")
+    assert (wrong.exit_code, "did you mean layers.0.blocks.0.mlp.fc" in wrong.stderr) == (2, True)
+    none = run("--data", photos, "--out", "no", "--float", "layers.0", "--float", "layers.1")
+    assert (none.exit_code, "nothing to quantize" in none.stderr) == (2, True)

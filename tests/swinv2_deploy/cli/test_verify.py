@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from swinv2_deploy.artifacts import ModelArtifact
+from swinv2_deploy.artifacts import ModelArtifact, read_artifact
 from swinv2_deploy.cli.app import app
 
 
@@ -49,7 +49,8 @@ def test_passing_ends_with_verdict_paths_and_next_command(run: Callable[..., Res
 
     assert 0 == result.exit_code, result.output
     assert "PASS: model.onnx: within tolerance" in result.output
-    assert f"Report: {saved}" in result.output
+    assert f"Report: {saved.with_name('report.html')}" in result.output
+    assert "<!doctype html>" in saved.with_name("report.html").read_text("utf-8")
     assert f"Next: swinv2-deploy quantize --model {own.path}" in result.output
 
 
@@ -214,3 +215,30 @@ def test_a_library_that_is_not_installed_ends_with_4(
 
     assert 4 == result.exit_code
     assert "pip install 'swinv2-deploy[openvino]'" in " ".join(result.stderr.split())
+
+
+def test_bisect_names_what_is_wrong(run: Callable[..., Result], wrong: ModelArtifact, photos: Path) -> None:
+    """A classifier that is off lies behind every block."""
+    result = run("--model", wrong.path, "--data", photos, "--bisect", "--json", "--junit", "gates.xml")
+    (candidate,) = json.loads(result.stdout)["candidates"]
+
+    assert result.exit_code == 3
+    assert candidate["bisection"]["culprit"] == "head"
+    assert "model: head" in result.stderr
+    assert "It fails even with every block computed by the reference" in result.stderr
+    assert "<failure" in Path("gates.xml").read_text("utf-8")
+
+
+def test_another_artifact_is_compared_with_the_same_reference(
+    run: Callable[..., Result], own: ModelArtifact, wrong: ModelArtifact, photos: Path
+) -> None:
+    """Its accuracy is judged, not its distance: it may be another function."""
+    other = read_artifact(wrong.path)
+    result = run("--model", own.path, "--data", photos, "--with", other.path, "--json")
+    first, second = json.loads(result.stdout)["candidates"]
+
+    assert (first["owner"], second["owner"]) == ("", other.name)
+    assert f"{other.name}: model" in result.stderr
+    assert "max abs logits" in [check["name"] for check in first["checks"]]
+    assert "max abs logits" not in [check["name"] for check in second["checks"]]
+    assert "top1 drop" in [check["name"] for check in second["checks"]]

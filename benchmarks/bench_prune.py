@@ -41,7 +41,7 @@ from swinv2_deploy.verify.latency import interleaved_latency
 
 SHARES = (0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
 CUT_TO_INT8 = 0.25
-PARTS = ("criteria", "recovery", "int8", "latency")
+PARTS = ("criteria", "recovery", "int8", "latency", "schedule")
 
 
 def main() -> None:
@@ -194,6 +194,41 @@ class Bench:
             "lost_to_own_float": verdict.lost,
             "sqnr_db": verdict.sqnr_db,
         }
+
+    def schedule(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Divergence from the unpruned model after recovery at several rates and in steps, on photographs set aside."""
+        for share in (0.25, 0.5):
+            for rate, epochs, steps in ((1e-4, 1, 1), (2e-4, 1, 1), (4e-4, 1, 1), (4e-4, 2, 1), (2e-4, 1, 2)):
+                name = f"schedule {share:g} rate {rate:g} epochs {epochs} steps {steps}"
+                if name in self.rows:
+                    continue
+                spec = PruneSpec(measure="params", share=share)
+                recovery = Recovery(
+                    spec=RecoverSpec(epochs=epochs, learning_rate=rate, steps=steps),
+                    images=self.images,
+                    teacher=self.artifact,
+                    run=self.arguments.run / name.replace(" ", "-"),
+                )
+                planned = plan_pruning(self.artifact, spec, self.images)
+                made = prune_artifact(self.artifact, spec, planned, self.folder / name.replace(" ", "-"), recovery=recovery)
+                aside = recovery.split(self.artifact.config, self.artifact.preprocessing)[1]
+                pixels = torch.from_numpy(np.stack([self.artifact.preprocessing(image) for image in aside.images]))
+                with torch.no_grad():
+                    models = (load_model(self.artifact), load_model(made.artifact))
+                    expected, found = (torch.log_softmax(model(pixels), dim=1) for model in models)
+                yield (
+                    name,
+                    {
+                        "share": share,
+                        "rate": rate,
+                        "epochs": epochs,
+                        "steps": steps,
+                        "divergence": float(
+                            torch.nn.functional.kl_div(found, expected, log_target=True, reduction="batchmean")
+                        ),
+                        "agreement": float((expected.argmax(dim=1) == found.argmax(dim=1)).float().mean()),
+                    },
+                )
 
     def latency(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Time of pruned graphs beside the whole one, in turns, with how much of the MACs went."""

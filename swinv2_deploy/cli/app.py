@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from swinv2_deploy import __version__
+from swinv2_deploy.cli.compare import compare_command
 from swinv2_deploy.cli.compile import compile_command
 from swinv2_deploy.cli.export import export_command
 from swinv2_deploy.cli.list import list_command
@@ -47,6 +48,7 @@ app.command("prune")(prune_command)
 app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
 app.command("verify")(verify_command)
+app.command("compare")(compare_command)
 app.command("list")(list_command)
 
 

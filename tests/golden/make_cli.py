@@ -29,7 +29,9 @@ def describe() -> str:
             annotation, option = get_args(hints[name])
             kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("pathlib.", "")
             default = "required" if parameter.default is inspect.Parameter.empty else f"default {parameter.default}"
-            lines.append(f"  {', '.join([option.default, *option.param_decls])}: {kind}, {default}")
+            # An argument has no names but its place.
+            names = [text for text in (option.default, *(option.param_decls or ())) if isinstance(text, str)] or [name.upper()]
+            lines.append(f"  {', '.join(names)}: {kind}, {default}")
     return "\n".join(lines) + "\n"
 
 

@@ -120,7 +120,7 @@ def examine(fault: Fault, healthy: ModelArtifact, path: Path, limit: int) -> Fou
     try:
         report = verify(broken, spec)
     except SwinDeployError as error:
-        return Found(fault.name, "refused", str(error), right=False if inside else None)
+        return Found(fault.name, "refused", str(error).replace(str(path), path.name), right=False if inside else None)
     (candidate,) = report.candidates
     if report.passed:
         return Found(fault.name, "missed", report.verdict, right=False if inside else None)

@@ -25,7 +25,7 @@ from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.onnx_runner import _failures, _options, saturates
+from swinv2_deploy.runtime.onnx_runner import failures, saturates, session_options
 from swinv2_deploy.runtime.products import has_integers
 from swinv2_deploy.runtime.runner import Array
 
@@ -121,7 +121,7 @@ class GraphParts:
         known = {entry.name for entry in session.get_inputs()}  # type: ignore[attr-defined]  # a session
         try:
             found = session.run(list(names), {name: value for name, value in feeds.items() if name in known})  # type: ignore[attr-defined]
-        except _failures() as error:
+        except failures() as error:
             raise RunnerError(f"ONNX Runtime failed on parts of {self.path}: {error}") from error
         return {name.removesuffix(OWN): np.asarray(value, np.float32) for name, value in zip(names, found, strict=True)}
 
@@ -142,11 +142,11 @@ class GraphParts:
             proto.graph.output.extend(
                 helper.make_tensor_value_info(name, self._type(name.removesuffix(OWN)), None) for name in names[len(own) :]
             )
-            options = _options(self._threads, exact=self._exact)
+            options = session_options(self._threads, exact=self._exact)
             options.add_session_config_entry(WEIGHTS_FOLDER, str(self.path.parent))
             try:
                 made = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            except _failures() as error:
+            except failures() as error:
                 raise RunnerError(f"ONNX Runtime does not load parts of {self.path}: {error}") from error
             while len(self._sessions) >= SESSIONS:
                 self._sessions.pop(next(iter(self._sessions)))

@@ -101,7 +101,7 @@ class OnnxRunner:
         feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name)
         try:
             outputs = self._session.run(list(self.output_names), feeds, self._options)
-        except _failures() as error:
+        except failures() as error:
             size = "x".join(map(str, images.shape))
             raise RunnerError(f"ONNX Runtime failed on {self.path} with images of {size}: {error}") from error
         return dict(zip(self.output_names, outputs, strict=True))
@@ -116,7 +116,7 @@ def saturates() -> bool:
 def _is_exact(*, exact: bool) -> bool:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(probe_model(), _options(1, exact=exact), providers=[PROVIDERS["cpu"]])
+    session = onnxruntime.InferenceSession(probe_model(), session_options(1, exact=exact), providers=[PROVIDERS["cpu"]])
     return is_exact(session.run(None, {"x": probe_input()})[0])
 
 
@@ -129,7 +129,7 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
             f"ONNX Runtime here has no {wanted}, only {onnxruntime.get_available_providers()}; install the 'gpu' extra on a "
             "machine with an NVIDIA GPU, or use --provider cpu."
         )
-    options = _options(threads, exact=exact)
+    options = session_options(threads, exact=exact)
     source: str | bytes = str(path)
     try:
         if emulated:
@@ -138,7 +138,7 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
             options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
             source = emulated_bytes(path)
         session = onnxruntime.InferenceSession(source, options, providers=[wanted])
-    except _failures() as error:
+    except failures() as error:
         raise RunnerError(f"ONNX Runtime does not load {path}: {error}. Export it again.") from error
     used = session.get_providers()[0]
     if used != wanted:
@@ -146,7 +146,8 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
     return session
 
 
-def _options(threads: int | None, *, exact: bool) -> SessionOptions:
+def session_options(threads: int | None, *, exact: bool) -> SessionOptions:
+    """How every session of this project runs; ``exact`` takes it off the saturating instruction."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -180,7 +181,7 @@ def _return_freed_memory() -> None:
             trim(0)
 
 
-def _failures() -> tuple[type[Exception], ...]:
+def failures() -> tuple[type[Exception], ...]:
     """ONNX Runtime's exceptions: they have no common base class but ``Exception``."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

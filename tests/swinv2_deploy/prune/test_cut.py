@@ -56,7 +56,10 @@ def shallow(name: str) -> SwinV2Config:
     return replace(config, depths=depths, num_heads=heads, mlp_hidden=hidden, removed_norms=removed)
 
 
-SIZES = sorted({variant.size: name for name, variant in VARIANTS.items() if not variant.size.startswith("simmim")}.values())
+# The other SimMIM sizes have widths of these; giant is huge once more, and takes gigabytes.
+SIZES = sorted(
+    {v.size: name for name, v in VARIANTS.items() if not v.size.startswith("simmim") or v.size == "simmim-huge"}.values()
+)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -20,6 +20,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from benchmarks.rows import known_rows
 from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2, build_model
 from reference_model.variants import VARIANTS
@@ -102,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     backend = choose_backend(arguments.backend)
     facts = {"backend": backend.flavor, "version": backend.version, "processor": platform.processor() or platform.machine()}
-    rows = known_rows(arguments.out, facts)
+    rows = {(row["case"], row["form"]): row for row in known_rows(arguments.out, facts)}
     print("| model | form | build, s | plan, MiB | weights, MiB | memory, MiB | over fixed | INT8 | fused | layers | moves |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for case in cases():
@@ -169,15 +170,6 @@ def kernels(found: Coverage) -> dict[str, Any]:
         "not_fused": [block.name for block in found.attention if not block.fused],
         "layers": found.layers,
     }
-
-
-def known_rows(out: Path | None, facts: dict[str, str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Rows of an earlier call with the same compiler."""
-    if out is None or not out.is_file():
-        return {}
-    content = json.loads(out.read_text(encoding="utf-8"))
-    same = all(content.get(name) == value for name, value in facts.items())
-    return {(row["case"], row["form"]): row for row in content["rows"]} if same else {}
 
 
 def line(row: dict[str, Any]) -> str:

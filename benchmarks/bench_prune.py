@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.rows import known_rows, source
 from calibration.dataset import ImageFolder, open_split
 from reference_model.model import SwinV2
-from swinv2_deploy.artifacts import ModelArtifact, read_artifact
-from swinv2_deploy.export import ExportSpec, export
+from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.modeling.io import load_model
-from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
 from swinv2_deploy.pipeline import Recovery, judge, plan_pruning, prune_artifact, quantize_aware
 from swinv2_deploy.prune.cost import parameter_costs
 from swinv2_deploy.prune.cut import cut
@@ -60,6 +59,8 @@ def main() -> None:
     if arguments.plot:
         draw(json.loads(arguments.out.read_text(encoding="utf-8")), arguments.plot)
         return
+    if arguments.data is None:
+        parser.error("--data is needed to measure")
     # The shift mask of -100 leaves denormal numbers behind the softmax, and processors compute with those many times slower.
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +89,7 @@ class Bench:
             "torch": torch.__version__,
         }
         self.facts = facts
-        self.rows = known_rows(arguments.out, facts)
+        self.rows = {row["name"]: row for row in known_rows(arguments.out, facts)}
 
     def run(self) -> None:
         """Measure part by part."""
@@ -284,22 +285,6 @@ def load(folder: ImageFolder, model: SwinV2, artifact: ModelArtifact) -> Trainin
     """Photographs with the model's numbers of classes."""
     classes = [model.config.labels.index(name.split("/")[0]) for name in folder.names]
     return TrainingImages(list(folder.paths), classes, 2 * max(artifact.preprocessing.size))
-
-
-def known_rows(out: Path | None, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier call on the same model and photographs, by name."""
-    if out is None or not out.is_file():
-        return {}
-    content = json.loads(out.read_text(encoding="utf-8"))
-    same = all(content.get(name) == value for name, value in facts.items())
-    return {row["name"]: row for row in content["rows"]} if same else {}
-
-
-def source(model: Path | None, folder: Path) -> ModelArtifact:
-    """The artifact that was named, or the bundled model, exported."""
-    if model is not None:
-        return read_artifact(model)
-    return export(source_from_artifact(bundled_artifact()), ExportSpec(), folder / "nano")
 
 
 def draw(content: dict[str, Any], path: Path) -> None:

@@ -18,10 +18,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import known_rows, source
 from calibration.dataset import open_split
-from swinv2_deploy.artifacts import ModelArtifact, read_artifact
-from swinv2_deploy.export import ExportSpec, export
-from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact
 from swinv2_deploy.pipeline import judge, judge_methods, quantize_aware
 from swinv2_deploy.quantize.spec import QatSpec, QuantizeSpec, as_policy, as_ranges
 
@@ -71,7 +69,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
-    rows = known_rows(arguments.out, facts)
+    rows = {row["form"]: row for row in known_rows(arguments.out, facts)}
 
     def add(row: dict[str, Any]) -> None:
         rows[row["form"]] = row
@@ -104,22 +102,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             made = quantize_aware(artifact, spec, qat, images, folder / f"{ranges}-{seed}", run=run).artifact
             history = json.loads(made.file("qat_history.json").read_text())
             add(asdict(judge(made, held, name)) | {"recipe": qat.to_dict(), "history": history})
-
-
-def known_rows(out: Path | None, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier call on the same model and photographs, by form."""
-    if out is None or not out.is_file():
-        return {}
-    content = json.loads(out.read_text(encoding="utf-8"))
-    same = all(content.get(name) == value for name, value in facts.items())
-    return {row["form"]: row for row in content["rows"]} if same else {}
-
-
-def source(model: Path | None, folder: Path) -> ModelArtifact:
-    """The artifact that was named, or the bundled model, exported."""
-    if model is not None:
-        return read_artifact(model)
-    return export(source_from_artifact(bundled_artifact()), ExportSpec(), folder / "nano")
 
 
 if __name__ == "__main__":

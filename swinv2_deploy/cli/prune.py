@@ -151,7 +151,7 @@ def prune_command(
             )
         folder, held = open_split(data or sample_folder("calibrate"))
         if trains is not None and train_batch is None:
-            share_aside = trains.recipe(8, trains.epochs, 0.5).tune_share
+            share_aside = trains.recipe(8, trains.epochs).tune_share
             trains = replace(trains, batch_size=batch_that_fits(folder, trains.batch_size, share_aside))
         path = out or artifact.path.with_name(f"{re.sub('-pruned$', '', artifact.name)}-pruned")
         unpruned = teacher_of(artifact, teacher, (ARTIFACTS,)) if trains or teacher else None
@@ -278,9 +278,10 @@ def show_plan(planned: PlannedPruning, artifact: ModelArtifact, output: Output) 
 
 def _dry(planned: PlannedPruning, artifact: ModelArtifact, out: Path | None, output: Output, *, force: bool) -> None:
     """Say what would be done; with a folder named, write plan and picture there."""
+    from swinv2_deploy.drawing import INSTALL, has_matplotlib
     from swinv2_deploy.errors import SpecError
     from swinv2_deploy.pipeline.pruned import PLAN
-    from swinv2_deploy.prune.picture import INSTALL, PICTURE, draw_importance, has_matplotlib
+    from swinv2_deploy.prune.picture import PICTURE, draw_importance
 
     files: dict[str, str] = {}
     if out is not None:
@@ -313,7 +314,7 @@ def _figures(planned: PlannedPruning) -> dict[str, object]:
 
 
 def _report(result: PruneResult, output: Output, *, named: bool) -> None:
-    from swinv2_deploy.prune.picture import INSTALL
+    from swinv2_deploy.drawing import INSTALL
 
     artifact = result.artifact
     output.say(f"[green]Pruned[/]: {artifact.path}")

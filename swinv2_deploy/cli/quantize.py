@@ -228,7 +228,7 @@ def quantize_command(
 
 
 def _report(result: QuantizeResult, output: Output, verdicts: list[Verdict], *, named: bool) -> None:
-    from swinv2_deploy.quantize.picture import INSTALL
+    from swinv2_deploy.drawing import INSTALL
 
     files = result.artifact.onnx_files
     whole = files["model"].stat().st_size
@@ -304,7 +304,7 @@ def _report_gain(result: QuantizeResult, output: Output) -> None:
 
 
 def _report_sites(result: QuantizeResult, output: Output) -> None:
-    from swinv2_deploy.quantize.picture import INSTALL
+    from swinv2_deploy.drawing import INSTALL
 
     found, choice = result.sensitivity, result.choice
     if found is not None:

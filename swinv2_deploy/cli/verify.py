@@ -201,7 +201,8 @@ def _save(result: DriftReport, artifact: ModelArtifact, place: Path | None) -> t
     """Keep the report; a verdict is never lost because the disk is full or read-only."""
     from swinv2_deploy.verify.page import report_page
 
-    page = report_page(result, artifact)
+    wanted = place is None or place.suffix == ".html"
+    page = report_page(result, artifact) if wanted else ""
     try:
         return (result.save(artifact.path, page) if place is None else result.write(place, page)), None
     except ArtifactError as error:

@@ -19,6 +19,7 @@ from swinv2_deploy.artifacts import (
     write_artifact,
     write_json,
 )
+from swinv2_deploy.drawing import has_matplotlib
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.io import WEIGHTS, write_model_files
 from swinv2_deploy.modeling.pruned import PruningRecord
@@ -26,7 +27,7 @@ from swinv2_deploy.pipeline.exported import export_like
 from swinv2_deploy.pipeline.pruning_plan import PlannedPruning, Progress, silent
 from swinv2_deploy.pipeline.recovered import Accuracy, Outcome, Recovery, Work
 from swinv2_deploy.prune.cost import parameter_count
-from swinv2_deploy.prune.picture import PICTURE, draw_importance, has_matplotlib
+from swinv2_deploy.prune.picture import PICTURE, draw_importance
 from swinv2_deploy.prune.spec import PruneSpec
 from swinv2_deploy.training.start import MANIFEST, also_seen, seen_by
 

@@ -17,7 +17,7 @@ from reference_model.config import SwinV2Config
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import ModelArtifact
-from swinv2_deploy.errors import TrainingError, UnsupportedModelError
+from swinv2_deploy.errors import UnsupportedModelError
 from swinv2_deploy.modeling.io import WEIGHTS, load_model
 from swinv2_deploy.pipeline.pruning_plan import PlannedPruning, Progress, costs_of, plan_for
 from swinv2_deploy.prune.cost import figures_of, parameter_count
@@ -26,12 +26,15 @@ from swinv2_deploy.prune.plan import whole
 from swinv2_deploy.prune.spec import PruneSpec, RecoverSpec
 from swinv2_deploy.training import train
 from swinv2_deploy.training.accuracy import answers
-from swinv2_deploy.training.checkpoint import FILE_NAME
+from swinv2_deploy.training.checkpoint import same_beginning
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.distill import fingerprint
 from swinv2_deploy.training.epochs import Report
 from swinv2_deploy.training.finish import ROOM_FOR_CROPS, numbered, split_images, square_side
 from swinv2_deploy.verify.statistics import Paired
+
+Split = tuple[TrainingImages, TrainingImages]
+"""Photographs to train on, and those set aside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,15 +93,22 @@ class Recovery:
         numbered(self.images, artifact.config.labels)
         square_side(artifact.preprocessing)
 
-    def split(self, config: SwinV2Config, preprocessing: Preprocessing) -> tuple[TrainingImages, TrainingImages]:
+    def split(self, config: SwinV2Config, preprocessing: Preprocessing) -> Split:
         """Photographs to train on, and those set aside."""
-        recipe = self.spec.recipe(square_side(preprocessing), self.spec.epochs, 0.5)
+        recipe = self.spec.recipe(square_side(preprocessing), self.spec.epochs)
         return split_images(numbered(self.images, config.labels), recipe)
 
     def __call__(
-        self, model: SwinV2, preprocessing: Preprocessing, epochs: int, name: str
+        self, model: SwinV2, split: Split, preprocessing: Preprocessing, epochs: int, name: str
     ) -> tuple[SwinV2, list[dict[str, Any]]]:
         """Train a copy of a cut model; a run found in the folder ``name`` goes on. Returns it with one record an epoch.
+
+        Args:
+            model: Cut model.
+            split: What :meth:`split` gave: decoded once, however often is trained.
+            preprocessing: What images go through when the model is used.
+            epochs: Passes over the images.
+            name: Folder of the checkpoint within the run's.
 
         Raises:
             TrainingError: When training fails, or the run found is of another cut.
@@ -107,8 +117,9 @@ class Recovery:
         removed = 1 - parameter_count(model.config) / parameter_count(self.teacher.config)
         recipe = self.spec.recipe(square_side(preprocessing), epochs, removed)
         folder = self.run / name
-        _same_cut(folder, model)
-        training, tuning = self.split(model.config, preprocessing)
+        begun = json.dumps({"weights_sha256": fingerprint(model)})
+        same_beginning(folder, "start.json", begun, "another cut", "model, images and budget")
+        training, tuning = split
         result = train(
             copy.deepcopy(model),
             recipe,
@@ -165,7 +176,11 @@ class Work:
         """Cut, and train where that was asked for."""
         model = load_model(self.artifact)
         small = cut(model, self.planned.plan)
-        return self._finish(model, small, self.planned, [])
+        return self._finish(model, small, self.planned, [], self._split())
+
+    def _split(self) -> Split | None:
+        recovery, artifact = self.recovery, self.artifact
+        return None if recovery is None else recovery.split(artifact.config, artifact.preprocessing)
 
     def gradually(self, spec: PruneSpec, recovery: Recovery) -> Outcome:
         """Cut in steps, with training between them; importance is measured again before every cut."""
@@ -173,6 +188,7 @@ class Work:
         original = current = load_model(artifact)
         costs = costs_of(original.config, spec, planned.size, planned.table)
         plan, step, history = whole(original.config), planned, list[dict[str, Any]]()
+        split = recovery.split(artifact.config, artifact.preprocessing)
         for index in range(1, steps + 1):
             gone = plan.cost_removed(original.config, costs)
             left = replace(costs_of(current.config, spec, planned.size, planned.table), total=costs.total - gone)
@@ -181,7 +197,9 @@ class Work:
             plan = step.plan.after(plan)
             current = cut(current, step.plan)
             if index < steps:
-                current, records = recovery(current, artifact.preprocessing, recovery.spec.between_epochs, f"step-{index}")
+                current, records = recovery(
+                    current, split, artifact.preprocessing, recovery.spec.between_epochs, f"step-{index}"
+                )
                 history += [record | {"step": index} for record in records]
         after = figures_of(current.config, planned.size)
         facts = dict(planned.plan.facts) | {"after": asdict(after), "steps": steps}
@@ -189,21 +207,23 @@ class Work:
         removed = plan.cost_removed(original.config, costs) / costs.total
         # The scores of the last step are of a model that is half pruned, and of no use beside the whole plan.
         final = replace(planned, plan=plan, after=after, removed=removed, importance=None, left_out=None, images=step.images)
-        return self._finish(original, current, final, history)
+        return self._finish(original, current, final, history, split)
 
-    def _finish(self, model: SwinV2, small: SwinV2, planned: PlannedPruning, history: list[dict[str, Any]]) -> Outcome:
+    def _finish(
+        self, model: SwinV2, small: SwinV2, planned: PlannedPruning, history: list[dict[str, Any]], split: Split | None
+    ) -> Outcome:
         forms = {"before": model, "cut": small}
-        if self.recovery is not None:
-            recovery = self.recovery
-            forms["recovered"], records = recovery(small, self.artifact.preprocessing, recovery.spec.epochs, "recovery")
+        if self.recovery is not None and split is not None:
+            epochs = self.recovery.spec.epochs
+            forms["recovered"], records = self.recovery(small, split, self.artifact.preprocessing, epochs, "recovery")
             history = history + records
-        accuracy, where = self._judge(forms)
+        accuracy, where = self._judge(forms, split)
         made = forms.get("recovered", small)
         return Outcome(model=made, planned=planned, accuracy=accuracy, judged_on=where, history=history)
 
-    def _judge(self, forms: Mapping[str, SwinV2]) -> tuple[tuple[Accuracy, ...], str]:
+    def _judge(self, forms: Mapping[str, SwinV2], split: Split | None) -> tuple[tuple[Accuracy, ...], str]:
         """Accuracy of every form on the photographs held out, or on those that training sets aside."""
-        photographs, where = self._photographs()
+        photographs, where = self._photographs(split)
         if photographs is None or not len(photographs):
             return (), ""
         found = {}
@@ -213,15 +233,15 @@ class Work:
         before = found["before"]
         return tuple(_accuracy(form, labels, before, photographs.classes) for form, labels in found.items()), where
 
-    def _photographs(self) -> tuple[TrainingImages | None, str]:
+    def _photographs(self, split: Split | None) -> tuple[TrainingImages | None, str]:
         config, preprocessing = self.artifact.config, self.artifact.preprocessing
         if config.task != "classification":
             return None, ""
         if self.held is not None and set(self.held.classes) <= set(config.labels) and self.held.classes:
             found = _load(numbered(self.held, config.labels), preprocessing)
             return found, f"{len(found)} photographs in {self.held.root}"
-        if self.recovery is not None:
-            found = self.recovery.split(config, preprocessing)[1]
+        if self.recovery is not None and split is not None:
+            found = split[1]
             return found, f"{len(found)} photographs of {self.recovery.images.root} that training set aside"
         return None, ""
 
@@ -249,25 +269,3 @@ def _load(images: ImageFolder, preprocessing: Preprocessing) -> TrainingImages:
     labels = images.labels
     short = round(ROOM_FOR_CROPS * max(preprocessing.resize_shortest or 0, *preprocessing.size))
     return TrainingImages(list(images.paths), [labels[name] for name in images.names], short)
-
-
-def _same_cut(folder: Path, model: SwinV2) -> None:
-    """Refuse to go on with the run of another cut: its checkpoint would bring back the units of that one.
-
-    Raises:
-        TrainingError: When it is one, or the folder cannot be written.
-    """
-    path = folder / "start.json"
-    content = json.dumps({"weights_sha256": fingerprint(model)}) + "\n"
-    try:
-        if path.is_file() and (folder / FILE_NAME).is_file():
-            if path.read_text(encoding="utf-8") != content:
-                raise TrainingError(
-                    f"The run in {folder} began from another cut; give the same model, images and budget, use another --run "
-                    "folder, or delete it."
-                )
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error

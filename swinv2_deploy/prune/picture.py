@@ -5,12 +5,12 @@ Needs matplotlib, from the extra ``report``. Labels are left as text, and equal 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reference_model.config import SwinV2Config
+from swinv2_deploy.drawing import INK, LINE, LOST, STYLE
 from swinv2_deploy.prune.importance import Importance
 from swinv2_deploy.prune.plan import PrunePlan
 from swinv2_deploy.prune.units import Block, blocks_of, units_of
@@ -19,20 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE = "importance.svg"
-INK, LINE, LOST, PALE = "#374151", "#1d4ed8", "#dc2626", "#e5e7eb"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "swinv2-deploy",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 7,
-}
-INSTALL = "pip install 'swinv2-deploy[report]'"
-"""What to type where the picture cannot be drawn."""
-
-
-def has_matplotlib() -> bool:
-    """Whether pictures can be drawn."""
-    return importlib.util.find_spec("matplotlib") is not None
+PALE = "#e5e7eb"
 
 
 def draw_importance(importance: Importance, plan: PrunePlan, config: SwinV2Config, path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 from swinv2_deploy.errors import SpecError
-from swinv2_deploy.training.spec import Phase, Precision, TrainSpec
+from swinv2_deploy.training.spec import Precision, TrainSpec, fine_tuning
 
 Criterion = Literal["taylor", "activation", "magnitude", "random"]
 
@@ -139,34 +139,27 @@ class RecoverSpec:
             raise SpecError(f"steps is {self.steps} and between_epochs {self.between_epochs}; expected at least 1 of both.")
         if self.learning_rate is not None and not math.isfinite(self.learning_rate):
             raise SpecError(f"learning_rate is {self.learning_rate}; expected a positive number.")
-        self.recipe(8, self.epochs, 0.5)  # which checks the rest
+        self.recipe(8, self.epochs)  # which checks the rest
 
     def rate(self, removed: float) -> float:
         """Peak learning rate after a share of the parameters was removed."""
         return self.learning_rate if self.learning_rate is not None else RATE * max(removed, SMALLEST)
 
-    def recipe(self, resolution: int, epochs: int, removed: float) -> TrainSpec:
+    def recipe(self, resolution: int, epochs: int, removed: float = 0.0) -> TrainSpec:
         """The training recipe at a resolution in px, after a share of the parameters was removed."""
         rate = self.rate(removed)
-        return TrainSpec(
-            epochs=epochs,
-            phases=(Phase(resolution=resolution, share=1.0),),
+        return fine_tuning(
+            resolution,
+            epochs,
+            rate,
             batch_size=self.batch_size,
-            learning_rate=rate,
-            final_learning_rate=rate / 100,
-            warmup_epochs=min(0.5, epochs / 4),
             weight_decay=0.05,
-            label_smoothing=0.1,
             mixup=self.mixup,
-            cutmix=0.0,
+            feature_weight=self.feature_weight,
             crop_scale=self.crop_scale,
             color_jitter=0.2,
-            erase=0.0,
-            drop_path=0.0,
-            ema_decay=0.99,
             distill_weight=self.distill_weight,
             temperature=self.temperature,
-            feature_weight=self.feature_weight,
             checkpoint_every=self.checkpoint_every,
             checkpoint_blocks=self.checkpoint_blocks,
             window_chunk=self.window_chunk,

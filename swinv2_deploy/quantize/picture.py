@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from calibration.histograms import Histogram
 from calibration.table import CalibrationTable, SiteRange
+from swinv2_deploy.drawing import INK, LINE, LOST, STYLE, has_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,20 +17,7 @@ if TYPE_CHECKING:
 PICTURE = "calibration.svg"
 BINS = 128
 COLUMNS = 5
-INK, FILL, LINE, LOST = "#374151", "#93b4e8", "#1d4ed8", "#dc2626"
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "swinv2-deploy",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 7,
-}
-INSTALL = "pip install 'swinv2-deploy[report]'"
-"""What to type where the picture cannot be drawn."""
-
-
-def has_matplotlib() -> bool:
-    """Whether pictures can be drawn."""
-    return importlib.util.find_spec("matplotlib") is not None
+FILL = "#93b4e8"
 
 
 def drawable(table: CalibrationTable) -> bool:

@@ -35,13 +35,14 @@ from swinv2_deploy.artifacts import (
     write_artifact,
     write_json,
 )
+from swinv2_deploy.drawing import has_matplotlib
 from swinv2_deploy.errors import ArtifactError, QuantizeError, RunnerError
 from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE, WEIGHTS, load_model, write_model_files
 from swinv2_deploy.modeling.pruned import read_record
 from swinv2_deploy.modeling.sites import watched_inputs
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS
 from swinv2_deploy.quantize.calibrate import HISTOGRAMS, TABLE, Progress, calibrate, readable
-from swinv2_deploy.quantize.picture import PICTURE, draw, drawable, has_matplotlib
+from swinv2_deploy.quantize.picture import PICTURE, draw, drawable
 from swinv2_deploy.quantize.qat import HISTORY as QAT_HISTORY
 from swinv2_deploy.quantize.qat import Gain, Retrained, Trainer
 from swinv2_deploy.quantize.qdq import Flavor, insert_qdq

@@ -22,13 +22,12 @@ from calibration.table import CalibrationTable
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import write_json
-from swinv2_deploy.errors import TrainingError
 from swinv2_deploy.modeling.fake_quant import fake_quantize, plain_state, ranges_of
 from swinv2_deploy.modeling.trained import TRAINED_WEIGHTS, TrainedForm
 from swinv2_deploy.quantize.drift import SiteDrift, drift_between
 from swinv2_deploy.quantize.spec import QatSpec
 from swinv2_deploy.training import TrainSpec, train
-from swinv2_deploy.training.checkpoint import FILE_NAME
+from swinv2_deploy.training.checkpoint import same_beginning
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.finish import numbered, split_images, square_side
 from swinv2_deploy.training.start import MANIFEST
@@ -132,7 +131,8 @@ def train_quantized(
         TrainingStopped: When ``stop`` asked for it.
     """
     recipe = spec.recipe(square_side(preprocessing))
-    _same_ranges(folder, table)
+    begun = json.dumps(table.amax, indent=2)
+    same_beginning(folder, "ranges.json", begun, "other ranges than those of this calibration", "images, calibrator and policy")
     training, tuning = split_images(numbered(images, model.config.labels), recipe)
     student, wanted = copy.deepcopy(model), model if teacher is None else teacher
     fake_quantize(student, table.amax, learned=spec.ranges == "learned")
@@ -173,25 +173,3 @@ def _gain(model: SwinV2, before: TrainedForm, after: TrainedForm, images: Traini
     )
     drifts = [drift_between(expected, outputs, labels, classifies=True) for outputs in found]
     return Gain(before=drifts[0], after=drifts[1], images=len(images))
-
-
-def _same_ranges(folder: Path, table: CalibrationTable) -> None:
-    """Refuse to go on with a run that began from other ranges: its checkpoint would bring them back.
-
-    Raises:
-        TrainingError: When it did, or the folder cannot be written.
-    """
-    path = folder / "ranges.json"
-    content = json.dumps(table.amax, indent=2) + "\n"
-    try:
-        if path.is_file() and (folder / FILE_NAME).is_file():
-            if path.read_text(encoding="utf-8") != content:
-                raise TrainingError(
-                    f"The run in {folder} began from other ranges than those of this calibration; give the same images, calibrator "
-                    "and policy, use another --run folder, or delete it."
-                )
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error

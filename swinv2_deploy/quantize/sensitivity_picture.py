@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_deploy.quantize.picture import INK, LINE, STYLE
+from swinv2_deploy.drawing import INK, LINE, STYLE
 from swinv2_deploy.quantize.sensitivity import Sensitivity
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from calibration.lints import STATISTICAL
 from reference_model.config import SwinV2Config
 from swinv2_deploy.errors import SpecError
 from swinv2_deploy.modeling.sites import POLICIES, Policy, quantization_sites
-from swinv2_deploy.training.spec import Phase, Precision, TrainSpec
+from swinv2_deploy.training.spec import Precision, TrainSpec, fine_tuning
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse")
 
@@ -151,22 +151,14 @@ class QatSpec:
 
     def recipe(self, resolution: int) -> TrainSpec:
         """The training recipe at a resolution in px: mild augmentation, nothing mixed, no stochastic depth."""
-        return TrainSpec(
-            epochs=self.epochs,
-            phases=(Phase(resolution=resolution, share=1.0),),
+        return fine_tuning(
+            resolution,
+            self.epochs,
+            self.learning_rate,
             batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            final_learning_rate=self.learning_rate / 100,
-            warmup_epochs=min(0.5, self.epochs / 4),
             weight_decay=0.0,
-            label_smoothing=0.1,
-            mixup=0.0,
-            cutmix=0.0,
             crop_scale=self.crop_scale,
             color_jitter=0.1,
-            erase=0.0,
-            drop_path=0.0,
-            ema_decay=0.99,
             distill_weight=self.distill_weight,
             temperature=self.temperature,
             checkpoint_every=self.checkpoint_every,

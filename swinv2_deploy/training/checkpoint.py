@@ -142,3 +142,30 @@ def _differences(recipe: Any, spec: dict[str, Any]) -> str:
     asked = json.loads(json.dumps(spec))
     names = [name for name in asked if stored.get(name) != asked[name]]
     return ", ".join(f"{name} {stored.get(name)} there, {asked[name]} now" for name in names) or "another version wrote it"
+
+
+def same_beginning(folder: Path, name: str, content: str, other: str, give: str) -> None:
+    """Refuse to go on with a run that began from something else: its checkpoint would bring that back. Notes it for a new run.
+
+    Args:
+        folder: Where the checkpoint lives.
+        name: File in it that says what the run began from.
+        content: What this one begins from.
+        other: What another run began from, for the message.
+        give: What makes them the same, for the message.
+
+    Raises:
+        TrainingError: When it did, or the folder cannot be written.
+    """
+    path = folder / name
+    try:
+        if path.is_file() and (folder / FILE_NAME).is_file():
+            if path.read_text(encoding="utf-8") != content + "\n":
+                raise TrainingError(
+                    f"The run in {folder} began from {other}; give the same {give}, use another --run folder, or delete it."
+                )
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written ({error.strerror}); use another --run folder.") from error

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-NOT_DRAWN = "No picture of the run: matplotlib is missing; pip install 'swinv2-deploy[report]'."
+from swinv2_deploy.drawing import INSTALL, has_matplotlib
+
+NOT_DRAWN = f"No picture of the run: matplotlib is missing; {INSTALL}."
 
 
 def draw_history(history: Sequence[dict[str, Any]], path: Path) -> bool:
     """Write an SVG file with a shade for each resolution and a line where the run went back; False without matplotlib."""
-    if find_spec("matplotlib") is None:
+    if not has_matplotlib():
         return False
     import matplotlib
     from matplotlib.figure import Figure

@@ -171,6 +171,29 @@ class TrainSpec:
         return cls(**{**content, "phases": tuple(Phase(**phase) for phase in content["phases"])})
 
 
+def fine_tuning(resolution: int, epochs: int, learning_rate: float, **others: Any) -> TrainSpec:
+    """A recipe for weights that are nearly right: one resolution, a short warm-up, mild augmentation, no stochastic depth.
+
+    Args:
+        resolution: Side of the square input in px.
+        epochs: Passes over the images.
+        learning_rate: Peak of the cosine schedule, which ends at a hundredth of it.
+        others: Further settings of the recipe.
+
+    Raises:
+        SpecError: When the recipe makes no sense.
+    """
+    mild = {"label_smoothing": 0.1, "mixup": 0.0, "cutmix": 0.0, "erase": 0.0, "drop_path": 0.0, "ema_decay": 0.99}
+    return TrainSpec(
+        epochs=epochs,
+        phases=(Phase(resolution=resolution, share=1.0),),
+        learning_rate=learning_rate,
+        final_learning_rate=learning_rate / 100,
+        warmup_epochs=min(0.5, epochs / 4),
+        **mild | others,
+    )
+
+
 def parse_phases(text: str) -> tuple[Phase, ...]:
     """``"96:0.7,128:0.3"`` (or a lone ``"128"``) to phases.
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from swinv2_deploy.verify.layers import LayerDrift
 from swinv2_deploy.verify.report import CandidateReport
 
 WIDTH = 720
@@ -222,13 +221,6 @@ def decibels(value: float | None) -> str:
     if value is None:
         return "not measured"
     return "equal" if value == math.inf else "no signal" if value == -math.inf else f"{value:.1f} dB"
-
-
-def sites_of(rows: Sequence[LayerDrift]) -> list[LayerDrift]:
-    """Parts of blocks, the loudest first."""
-    return sorted(
-        (row for row in rows if row.kind == "site" and row.alone_db is not None), key=lambda row: _drawn(row.alone_db)
-    )
 
 
 def _drawn(value: float | None) -> float:

@@ -32,7 +32,7 @@ from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages, choose_images
 from swinv2_deploy.verify.latency import interleaved_latency
 from swinv2_deploy.verify.layers import LayerDrift, layer_drift
-from swinv2_deploy.verify.metrics import DriftMeter
+from swinv2_deploy.verify.metrics import DriftMeter, class_names
 from swinv2_deploy.verify.probes import Size, probe_images, rounding_noise, size_drift, slot_drift, slot_size, sweep_sizes
 from swinv2_deploy.verify.report import CandidateReport, DriftReport, Latency, SizeDrift, SlotDrift
 from swinv2_deploy.verify.spec import VerifySpec
@@ -205,7 +205,7 @@ class _Session:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of a classifier's classes."""
-        return _class_names(self.config.labels, self.config.num_classes) if self.config.task == "classification" else ()
+        return class_names(self.config)
 
     def on_photographs(self) -> PhotographSession:
         """The same for candidates that take photographs."""
@@ -372,7 +372,3 @@ def _first_photo(images: VerifyImages) -> np.ndarray[tuple[int, ...], np.dtype[n
     raise ArtifactError(
         f"None of the {len(images)} images of {images.folder.root} can be decoded; give a folder with intact images."
     )
-
-
-def _class_names(labels: tuple[str, ...], count: int) -> tuple[str, ...]:
-    return labels or tuple(f"class {index}" for index in range(count))

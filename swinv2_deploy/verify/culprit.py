@@ -18,7 +18,7 @@ from swinv2_deploy.runtime.runner import Array
 from swinv2_deploy.verify.bisect import Bisection, Outputs, bisect
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import choose_images
-from swinv2_deploy.verify.metrics import DriftMeter
+from swinv2_deploy.verify.metrics import DriftMeter, class_names
 from swinv2_deploy.verify.probes import probe_images, slot_size
 from swinv2_deploy.verify.report import CandidateReport, Check, DriftReport, SlotDrift
 from swinv2_deploy.verify.spec import VerifySpec
@@ -62,11 +62,10 @@ def find_culprit(artifact: ModelArtifact, spec: VerifySpec, report: DriftReport,
     reference = TorchRunner(model, threads=spec.threads, masks=masks_for(model.config))
     expected = [reference.run(images) for images in case.batches]
     tolerances = spec.tolerances[parts.facts.precision]
-    classes = model.config.labels or tuple(f"class {index}" for index in range(model.config.num_classes))
-    classifies = model.config.task == "classification"
+    classes = class_names(model.config)
 
     def passes(found: list[Outputs]) -> bool:
-        meter = DriftMeter(classes if classifies else (), tie_margin(tolerances, report.noise))
+        meter = DriftMeter(classes, tie_margin(tolerances, report.noise))
         for names, labels, wanted, outputs in zip(case.names, case.labels, expected, found, strict=True):
             meter.add(names, labels, wanted, {name: outputs[name] for name in wanted})
         slots = SlotDrift(size=(0, 0), batch_sizes=(1,), max_abs=0.0, relative=0.0, worst=(1, 0))

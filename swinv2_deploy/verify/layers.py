@@ -131,8 +131,3 @@ def _boundaries(units: tuple[Unit, ...], reference: Mapping[str, Array]) -> dict
 def _feeds(name: str) -> bool:
     """Whether a value is what a part of a unit begins with."""
     return any(name.endswith(f".{before}") for _, before, _ in (*SITES, *MERGING) if before)
-
-
-def first_divergent(rows: Iterable[LayerDrift], limit_db: float) -> LayerDrift | None:
-    """The first place, in order, whose carried drift is below a signal to noise; None where there is none."""
-    return next((row for row in rows if row.carried_db is not None and row.carried_db < limit_db), None)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.statistics import wilson_interval
+from reference_model.config import SwinV2Config
 from swinv2_deploy.errors import RunnerError
 from swinv2_deploy.runtime.runner import Array
 from swinv2_deploy.verify.statistics import Paired
@@ -111,6 +112,13 @@ class ClassDrift:
     confusion: tuple[tuple[str, str, str, int], ...] = ()
     per_class: tuple[tuple[str, int, int, int], ...] = ()
     swapped: tuple[str, str] | None = None
+
+
+def class_names(config: SwinV2Config) -> tuple[str, ...]:
+    """Names of a classifier's classes, numbers where it has none; empty for another model."""
+    if config.task != "classification":
+        return ()
+    return config.labels or tuple(f"class {index}" for index in range(config.num_classes))
 
 
 def cosine_rows(reference: Double, candidate: Double) -> Double:

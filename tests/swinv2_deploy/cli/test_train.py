@@ -164,7 +164,7 @@ def test_event_files_hold_the_curve(run: Run, fresh_folder: Path) -> None:
 
 def test_missing_extras_are_a_line_with_the_command(run: Run, fresh_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training does not depend on them."""
-    monkeypatch.setattr(plot, "find_spec", lambda _: None)
+    monkeypatch.setattr(plot, "has_matplotlib", lambda: False)
     monkeypatch.setattr(events, "find_spec", lambda _: None)
     result = run()
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from swinv2_deploy.artifacts import ModelArtifact
     from swinv2_deploy.verify import DriftReport, VerifySpec
 
+TOLERANCES = Path("verify.toml")
+"""Limits that are taken from the folder the command runs in."""
 UNTRAINED_LIMIT = 16
 """Bundled photographs taken by default where there is no accuracy to tell."""
 
@@ -42,7 +44,7 @@ def verify_command(
         str | None, typer.Option("--sizes", help="Height x width in px to sweep: 256x256,320x288. Default: from the range.")
     ] = None,
     tolerances: Annotated[
-        Path | None, typer.Option("--tolerances", help="TOML file with limits, a table for each precision.")
+        Path | None, typer.Option("--tolerances", help="TOML file with limits. Default: verify.toml here, if there is one.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads. Default: each runtime's choice.")
@@ -71,6 +73,12 @@ def verify_command(
         int,
         typer.Option("--layer-images", min=0, help="Photographs that drift of every block is measured on; 0 leaves it out."),
     ] = 8,
+    preprocessing_images: Annotated[
+        int,
+        typer.Option(
+            "--preprocessing-images", min=0, help="Photographs to tell on what other resizing or channel orders cost; 0: none."
+        ),
+    ] = 0,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the block, and the part of it, that makes a file fail.")
     ] = False,
@@ -81,6 +89,19 @@ def verify_command(
     junit: Annotated[
         Path | None, typer.Option("--junit", help="File for the gates as JUnit XML, which CI systems show.")
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", help="Folder that keeps what was compared: a run that was killed goes on there, and processes share it."
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Images that are compared and kept together.")] = 256,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local, or ray: workers of a Ray cluster compare the images; needs --threads.")
+    ] = "local",
+    latency_seconds: Annotated[
+        float, typer.Option("--latency-seconds", min=0, help="Time for comparing speeds; 0 leaves that out.")
+    ] = 3.0,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -98,11 +119,14 @@ def verify_command(
         if model is None:
             output.say(f"No --model was given: taking the newest artifact, {artifact.path}")
         from calibration.samples import sample_folder
-        from swinv2_deploy.verify import DEFAULTS, VerifySpec, load_tolerances, parse_back_ends, parse_sizes
+        from swinv2_deploy.verify import DEFAULTS, VerifySpec, check_sharing, load_tolerances, parse_back_ends, parse_sizes
 
         folder = sample_folder("verify") if data is None else data
         if data is None:
             output.say(f"No --data was given: taking the bundled photographs, {folder}")
+        if tolerances is None and TOLERANCES.is_file():
+            tolerances = TOLERANCES
+            output.say(f"No --tolerances was given: taking the limits in {TOLERANCES}")
         trained = artifact.lineage.weights.trained
         if data is None and limit is None and not trained:
             limit = UNTRAINED_LIMIT
@@ -125,9 +149,17 @@ def verify_command(
             exclude_overlap=exclude_overlap,
             allow_untrained=allow_untrained,
             layer_images=layer_images,
+            preprocessing_images=preprocessing_images,
+            latency_seconds=latency_seconds,
+            shard_size=shard_size,
+            engine=engine,  # type: ignore[arg-type]  # checked by the spec
             seed=seed,
         )
         beside = tuple(read_artifact(path) for path in others or ())
+        rank = check_sharing(spec, run)
+        if rank > 0 and run is not None:
+            _help(artifact, spec, beside, run, rank, output)
+            return
         _run(
             artifact,
             spec,
@@ -137,6 +169,7 @@ def verify_command(
             output,
             bisect,
             "" if model is None else f" --model {shlex.quote(str(model))}",
+            run,
         )
 
 
@@ -149,11 +182,12 @@ def _run(
     output: Output,
     bisects: bool,
     model: str,
+    run: Path | None,
 ) -> None:
     from swinv2_deploy.verify import verify
 
     with progress_of(output) as progress:
-        result = verify(artifact, spec, progress, others)
+        result = verify(artifact, spec, progress, others, run)
     if bisects and not result.passed:
         result = _bisected(result, artifact, spec, output)
     saved, problem = _save(result, artifact, place)
@@ -177,6 +211,19 @@ def _run(
     # The verdict was shown; a report that was asked for by name and is missing still fails the command.
     if problem is not None and place is not None:
         raise typer.Exit(problem.exit_code)
+
+
+def _help(
+    artifact: ModelArtifact, spec: VerifySpec, others: tuple[ModelArtifact, ...], run: Path, rank: int, output: Output
+) -> None:
+    """A further process of a launcher: compares, and leaves the verdict to the first."""
+    from swinv2_deploy.verify import share
+
+    with progress_of(output) as progress:
+        count = share(artifact, spec, run, progress, others)
+    output.say(f"Process {rank} compared {count} shards; process 0 judges.")
+    if output.json:
+        output.result({"rank": rank, "shards": count})
 
 
 def _bisected(result: DriftReport, artifact: ModelArtifact, spec: VerifySpec, output: Output) -> DriftReport:
@@ -220,10 +267,18 @@ def _write_junit(result: DriftReport, path: Path) -> None:
 
 
 def _show(result: DriftReport, console: Console) -> None:
-    from swinv2_deploy.verify.terminal import bisection_lines, drift_table, flip_lines, layer_lines, notes, verdict_lines
+    from swinv2_deploy.verify.terminal import (
+        bisection_lines,
+        drift_table,
+        flip_lines,
+        layer_lines,
+        notes,
+        preprocessing_lines,
+        verdict_lines,
+    )
 
     console.print(drift_table(result))
-    for lines in (notes, layer_lines, flip_lines, bisection_lines, verdict_lines):
+    for lines in (notes, preprocessing_lines, layer_lines, flip_lines, bisection_lines, verdict_lines):
         for line in lines(result):
             console.print(line)
 

@@ -18,7 +18,8 @@ from swinv2_deploy.runtime.runner import Array
 from swinv2_deploy.verify.bisect import Bisection, Outputs, bisect
 from swinv2_deploy.verify.gates import judge, tie_margin
 from swinv2_deploy.verify.inputs import choose_images
-from swinv2_deploy.verify.metrics import DriftMeter, class_names
+from swinv2_deploy.verify.meter import DriftMeter
+from swinv2_deploy.verify.metrics import class_names
 from swinv2_deploy.verify.probes import probe_images, slot_size
 from swinv2_deploy.verify.report import CandidateReport, Check, DriftReport, SlotDrift
 from swinv2_deploy.verify.spec import VerifySpec

@@ -5,7 +5,7 @@ The reference gets what the Python preprocessing makes of the same photograph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,7 @@ from PIL import Image
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.runtime import Array, FileRunner, Runner
 from swinv2_deploy.runtime.grid import photograph_sizes
-from swinv2_deploy.verify.gates import tie_margin
 from swinv2_deploy.verify.inputs import VerifyImages
-from swinv2_deploy.verify.metrics import DriftMeter
 from swinv2_deploy.verify.probes import Size, size_drift, slot_drift
 from swinv2_deploy.verify.report import SizeDrift, SlotDrift
 from swinv2_deploy.verify.spec import VerifySpec
@@ -58,24 +56,6 @@ class PhotographSession:
             return self.noise
         rounded = _gray_level_noise(self.reference, self.preprocessing, self.photo, self.spec.seed)
         return {name: max(value, rounded[name]) for name, value in self.noise.items()}
-
-    def compare(self, classes: Sequence[str]) -> dict[str, DriftMeter]:
-        """Every candidate on every photograph at the size it has, one by one."""
-        meters = {
-            name: DriftMeter(classes, tie_margin(self.spec.tolerances[runner.precision], self.noise_of(runner)))
-            for name, runner in self.runners.items()
-        }
-        if not self.runners:
-            return meters
-        total = len(self.images)
-        what = f"Comparing {total} photographs as they are"
-        for done, (name, label, photo) in enumerate(self.images.photographs()):
-            self.progress(what, done, total)
-            expected = self.reference.run(self.preprocessing(photo)[None])
-            for candidate, runner in self.runners.items():
-                meters[candidate].add([name], [label], expected, runner.run(photo[None]))
-        self.progress(what, total, total)
-        return meters
 
     def sweep(self) -> dict[str, list[SizeDrift]]:
         """Every candidate on the photograph and on noise at sizes that find wrong filters, crops and orders."""

@@ -73,12 +73,14 @@ class VerifyImages:
     def __len__(self) -> int:
         return len(self.folder)
 
-    def batches(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[Batch]:
-        """Decode in a thread, at most two batches ahead; damaged images are noted in :attr:`skipped` and left out.
+    def part(self, start: int, stop: int) -> VerifyImages:
+        """The images from one number to another, with their labels."""
+        names = self.folder.names[start:stop]
+        labels = {name: self.labels[name] for name in names if name in self.labels}
+        return VerifyImages(ImageFolder(self.folder.root, names, self.folder.classes), labels)
 
-        Raises:
-            ArtifactError: When not one image can be decoded.
-        """
+    def batches(self, preprocessing: Preprocessing, batch_size: int) -> Iterator[Batch]:
+        """Decode in a thread, at most two batches ahead; damaged images are noted in :attr:`skipped` and left out."""
         self.skipped.clear()
         names: list[str] = []
         arrays: list[Array] = []
@@ -93,14 +95,9 @@ class VerifyImages:
                 names, arrays = [], []
         if names:
             yield self._batch(names, arrays)
-        self._require_one(len(self.folder) - len(self.skipped))
 
     def photographs(self) -> Iterator[tuple[str, int | None, NDArray[np.uint8]]]:
-        """Name, class index or None, and the decoded photograph (H, W, 3) of every image; damaged ones as in :meth:`batches`.
-
-        Raises:
-            ArtifactError: When not one image can be decoded.
-        """
+        """Name, class index or None, and the decoded photograph (H, W, 3) of every image; damaged ones as in :meth:`batches`."""
         self.skipped.clear()
         for name, path in zip(self.folder.names, self.folder.paths, strict=True):
             try:
@@ -109,15 +106,6 @@ class VerifyImages:
                 self.skipped.append(Skipped(name, str(error)))
                 continue
             yield name, self.labels.get(name), photo
-        self._require_one(len(self.folder) - len(self.skipped))
-
-    def _require_one(self, count: int) -> None:
-        if count == 0:
-            first = self.skipped[0]
-            raise ArtifactError(
-                f"None of the {len(self.folder)} images of {self.folder.root} can be used; the first: {first.reason} "
-                "Give a folder with intact images."
-            )
 
     def _batch(self, names: list[str], arrays: list[Array]) -> Batch:
         return Batch(tuple(names), tuple(self.labels.get(name) for name in names), np.stack(arrays))

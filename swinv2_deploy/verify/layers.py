@@ -9,7 +9,7 @@ Shape letters: B batch, H W height and width of the images in px.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -52,6 +52,22 @@ class LayerDrift:
     kind: str
     carried_db: float | None
     alone_db: float | None
+
+
+def first_divergent(rows: Sequence[LayerDrift], limit_db: float) -> str:
+    """The first place, in the order in which values pass, that leaves less signal over noise than ``limit_db``; empty if none does.
+
+    It is a part of a block where one of them is below, else the block.
+    """
+
+    def below(row: LayerDrift) -> bool:
+        return row.carried_db is not None and row.carried_db < limit_db
+
+    for unit in (row for row in rows if row.kind == "unit"):
+        parts = [row for row in rows if row.kind == "site" and row.name.startswith(f"{unit.name}.") and below(row)]
+        if parts or below(unit):
+            return parts[0].name if parts else unit.name
+    return ""
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from swinv2_deploy.verify.bisect import Bisection
 from swinv2_deploy.verify.inputs import Skipped
 from swinv2_deploy.verify.layers import LayerDrift
 from swinv2_deploy.verify.metrics import ClassDrift, OutputDrift
+from swinv2_deploy.verify.other_pixels import PreprocessingDrift
 
 SCHEMA = 1
 
@@ -126,6 +128,7 @@ class CandidateReport:
         checks: Gates.
         owner: Name of the artifact it is of, where that is another one than the report's.
         layers: Drift inside the network; empty where it was not measured, or the back end does not give it.
+        first_divergent: First place in it that leaves less signal over noise than a part may have alone; empty where none does.
         bisection: What makes it fail, where that was asked for.
     """
 
@@ -148,6 +151,7 @@ class CandidateReport:
     checks: tuple[Check, ...]
     owner: str = ""
     layers: tuple[LayerDrift, ...] = ()
+    first_divergent: str = ""
     bisection: Bisection | None = None
 
     @property
@@ -189,6 +193,7 @@ class DriftReport:
         seconds: Duration.
         tools: Versions.
         candidates: One for each file.
+        preprocessing: What other preprocessings do to the reference, where that was asked for.
     """
 
     artifact: str
@@ -209,6 +214,7 @@ class DriftReport:
     seconds: float
     tools: Mapping[str, str]
     candidates: tuple[CandidateReport, ...]
+    preprocessing: tuple[PreprocessingDrift, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -245,6 +251,21 @@ class DriftReport:
         if not self.passed:
             raise ToleranceExceeded("\n  ".join([self.verdict, *self.failures]))
 
+    @property
+    def figures_sha256(self) -> str:
+        """Hash of all that was found but times and places: equal for two runs, or two engines, that found the same to the bit."""
+        content = _plain(self)
+        for name in ("artifact", "data", "created", "seconds", "notices", "tools"):
+            content.pop(name)
+        for name in ("data", "engine", "latency_seconds"):
+            content["spec"].pop(name, None)
+        for candidate in content["candidates"]:
+            for name in ("latencies", "bisection"):
+                candidate.pop(name)
+            if candidate["owner"]:
+                candidate.pop("file")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def to_junit(self) -> str:
         """JUnit XML for CI systems: a suite a file, a case a gate; what could not be decided is skipped, with the reason."""
         from xml.etree import ElementTree
@@ -267,7 +288,13 @@ class DriftReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinity and NaN, which JSON lacks, are null."""
         content = _plain(self)
-        result = {"schema": SCHEMA, "passed": self.passed, "verdict": self.verdict, "failures": list(self.failures)}
+        result = {
+            "schema": SCHEMA,
+            "passed": self.passed,
+            "verdict": self.verdict,
+            "failures": list(self.failures),
+            "figures_sha256": self.figures_sha256,
+        }
         for candidate, plain in zip(self.candidates, content["candidates"], strict=True):
             plain["passed"] = candidate.passed
         return result | dict(content)

@@ -54,6 +54,21 @@ def notes(report: DriftReport) -> Iterator[str]:
                 yield f"[yellow]note:[/] {candidate.label}: judged against the noise floor: {escape(check.text)}."
 
 
+def preprocessing_lines(report: DriftReport) -> Iterator[str]:
+    """What other preprocessings do to the reference itself, as lines with markup."""
+    if report.preprocessing:
+        yield "The FP32 reference on pixels that are made otherwise:"
+    width = max((len(row.name) for row in report.preprocessing), default=0)
+    for row in report.preprocessing:
+        words = f"  {row.name:<{width}}  pixels {row.gray_levels:5.1f} of 255 apart, cosine {row.cosine:.4f}"
+        if row.classes is not None:
+            words += f", agrees on {row.classes.agreement:.1%}"
+            if row.classes.drop is not None and row.classes.drop_interval is not None:
+                low, high = row.classes.drop_interval
+                words += f", loses {row.classes.drop:.1f} points ({low:.1f} to {high:.1f})"
+        yield escape(words)
+
+
 def flip_lines(report: DriftReport) -> Iterator[str]:
     """Images that change their class, clearest first, as lines with markup."""
     for candidate in report.candidates:
@@ -69,8 +84,15 @@ def flip_lines(report: DriftReport) -> Iterator[str]:
 
 
 def layer_lines(report: DriftReport) -> Iterator[str]:
-    """The loudest parts of every file: what they make of the reference's own inputs, as lines with markup."""
+    """Where every file first diverges, and its loudest parts: what they make of the reference's own inputs. Lines with markup."""
     for candidate in report.candidates:
+        if candidate.first_divergent:
+            carried = next(row.carried_db for row in candidate.layers if row.name == candidate.first_divergent)
+            limit = report.tolerances[candidate.precision]["site_sqnr_db"]
+            yield escape(
+                f"{candidate.label}: first divergent layer: {candidate.first_divergent}, {_db(carried)} of signal over noise, less "
+                f"than the {limit:g} dB that a part alone must give"
+            )
         if candidate.precision == "fp32" and candidate.passed:
             continue
         sites = [row for row in candidate.layers if row.kind == "site" and row.alone_db is not None]

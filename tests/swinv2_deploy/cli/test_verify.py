@@ -105,6 +105,8 @@ def test_tolerances_decide(run: Callable[..., Result], own: ModelArtifact, photo
     Path("verify.toml").write_text("[fp32]\nmax_abs = 0.0\nnoise_factor = 0.0\n", "utf-8")
 
     assert 3 == run("--model", own.path, "--data", photos, "--tolerances", "verify.toml").exit_code
+    assert 3 == (found := run("--model", own.path, "--data", photos)).exit_code
+    assert "taking the limits in verify.toml" in found.output
 
 
 def test_sizes_are_swept_as_named(run: Callable[..., Result], own: ModelArtifact, photos: Path) -> None:

@@ -16,6 +16,7 @@ from calibration.errors import CalibrationError
 from reference_model.preprocessing import read_image
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import ArtifactError, SpecError
+from swinv2_deploy.verify.compare import verify
 from swinv2_deploy.verify.inputs import choose_images
 from swinv2_deploy.verify.spec import VerifySpec
 
@@ -74,10 +75,9 @@ def test_damaged_images_are_skipped_and_counted(tiny_artifact: ModelArtifact, ow
 
 def test_nothing_but_damage_is_an_error(tiny_artifact: ModelArtifact, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nothing")
-    images = choose_images(tiny_artifact, VerifySpec(data=tmp_path))
 
     with pytest.raises(ArtifactError, match=r"None of the 1 images .* the first: .*intact"):
-        list(images.batches(tiny_artifact.preprocessing, 4))
+        verify(tiny_artifact, VerifySpec(data=tmp_path))
 
 
 def test_an_empty_folder_is_an_error(tiny_artifact: ModelArtifact, tmp_path: Path) -> None:

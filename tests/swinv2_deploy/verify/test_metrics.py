@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from swinv2_deploy.errors import RunnerError
-from swinv2_deploy.verify.metrics import DriftMeter, cosine_rows, kl_rows
+from swinv2_deploy.verify.meter import DriftMeter
+from swinv2_deploy.verify.metrics import cosine_rows, kl_rows
 
 CLASSES = tuple("abcdefg")
 

@@ -178,7 +178,7 @@ class TestPhotographs:
         (tmp_path / "own").mkdir()
         (tmp_path / "own/9.png").write_bytes(b"damaged")
 
-        with pytest.raises(ArtifactError, match="give a folder with intact images"):
+        with pytest.raises(ArtifactError, match="Give a folder with intact images"):
             verify(baked, replace(spec, candidates=("model_from_images",), data=tmp_path / "own", limit=None))
 
     def test_another_mean_fails(self, baked: ModelArtifact, spec: VerifySpec, changed: Callable[..., ModelArtifact]) -> None:

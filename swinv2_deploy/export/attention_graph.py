@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reference_model.attention import MAX_LOGIT_SCALE
 from reference_model.config import SwinV2Config
-from reference_model.position_bias import BIAS_LIMIT, CPB_HIDDEN, relative_coords_table
+from reference_model.position_bias import BIAS_LIMIT, CPB_HIDDEN, relative_coords_table, relative_position_index
 from reference_model.windows import bias_window
 from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.window_graph import StageWindows
@@ -39,7 +39,6 @@ class StageAttention:
         weights: Parameters by native name.
         stage: Number of the stage.
         windows: Window plan of the stage.
-        batch: Images, an int64 vector of one element.
     """
 
     def __init__(
@@ -49,20 +48,16 @@ class StageAttention:
         weights: Mapping[str, Array],
         stage: int,
         windows: StageWindows,
-        batch: ir.Value,
     ) -> None:
         self.graph = graph
         self.weights = weights
         self.windows = windows
-        self.batch = batch
         self.prefix = f"layers.{stage}"
         self.dim = config.stage_dim(stage)
         self.heads = config.num_heads[stage]
         self.head_dim = config.head_dims[stage]
         self.pretrained = bias_window(config, stage)
         self.has_bias = config.qkv_bias
-        with graph.root_scope(f"{self.prefix}.position_bias"):
-            self.bias_index = windows.bias_index()
         fixed = windows.fixed_window
         self.biases: dict[int, ir.Value] = self._fixed_biases(fixed) if fixed else {}
         self.bias_tables = [] if fixed else self._bias_tables()
@@ -73,26 +68,32 @@ class StageAttention:
         module = f"{self.prefix}.blocks.{block}.attn"
         shifted = block % 2 == 1 and windows.ever_shifts
         if windows.may_pad:
-            x = graph.reshape(x, self.batch, -1, self.dim, name="batched")
-            x = graph.op("Pad", x, graph.ints(0, 1, 0, 0, 0, 0), name="zero_row")
-            x = graph.reshape(x, -1, self.dim, name="rows")
+            x = windows.zero_row(x, self.dim)
+            if windows.by_image:
+                x = graph.reshape(x, -1, self.dim, name="rows")
         x = gemm(x, "qkv", self._qkv_bias(module, heads * self.head_dim))
-        x = graph.reshape(x, self.batch, -1, self.head_dim, name="by_head")
+        x = windows.split_images(x, self.head_dim, "by_head")
         indices = windows.window_indices(heads, shifted=shifted)
-        q, k, v = (graph.op("Gather", x, index, axis=1, name=name) for index, name in zip(indices, "qkv", strict=True))
+        q, k, v = (windows.read(x, index, name) for index, name in zip(indices, "qkv", strict=True))
+        if windows.by_image and not windows.known_single:
+            # Windows of all images on one axis: OpenVINO makes one kernel of an attention with four axes, not of one with five.
+            shape = (-1, heads, windows.window_tokens, self.head_dim)
+            q, k, v = (
+                graph.reshape(value, *shape, name=f"{name}_windows") for value, name in zip((q, k, v), "qkv", strict=True)
+            )
         # The floor of the published division, 1e-12, is below every length that float32 can square: zero stays zero.
         q = graph.op("LpNormalization", q, axis=-1, p=2, name="q_normalized")
         k = graph.op("LpNormalization", k, axis=-1, p=2, name="k_normalized")
         q = graph.op("Mul", q, self._temperature(module), name="q_scaled")
-        logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 2, 4, 3], name="k_t"), name="qk")
+        logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2], name="k_t"), name="qk")
         logits = graph.op("Add", logits, self._bias(block), name="logits")
         if shifted:
             # As the reference does it. Bias and mask together would be a tensor of (n, k, N, N) for every block, and TensorRT's
             # compiler makes those of all blocks of a stage at once: 764 MiB for base with windows of 24 at 512 px.
             logits = graph.op("Add", logits, windows.shift_mask(), name="masked_logits")
         weights = graph.op("Softmax", logits, axis=-1, name="softmax")
-        out = graph.reshape(graph.op("MatMul", weights, v, name="av"), self.batch, -1, self.head_dim, name="slots")
-        out = graph.op("Gather", out, windows.token_indices(heads, shifted=shifted), axis=1, name="reverse")
+        out = windows.split_images(graph.op("MatMul", weights, v, name="av"), self.head_dim, "slots")
+        out = windows.read(out, windows.token_indices(heads, shifted=shifted), "reverse")
         out = graph.reshape(out, -1, heads * self.head_dim, name="joined")
         return gemm(out, "proj", graph.weight(f"{module}.proj.bias", self.weights[f"{module}.proj.bias"]))
 
@@ -111,11 +112,9 @@ class StageAttention:
         """(k, N, N) of a block, gathered when the first block that shares its table asks."""
         if block not in self.biases:
             table, members = next(group for group in self.bias_tables if block in group[1])
-            graph = self.graph
+            graph, heads = self.graph, sum(self.heads[member] for member in members)
             with graph.root_scope(f"{self.prefix}.position_bias"):
-                # By position, so that one read copies the biases of all heads.
-                biases = graph.op("Gather", table, self.bias_index, axis=0, name="biases")
-                biases = graph.op("Transpose", biases, perm=[2, 0, 1], name="biases_by_head")
+                biases = self.windows.position_bias(table, heads)
                 parts = graph.split(biases, [self.heads[member] for member in members], 0, "bias")
             self.biases.update(zip(members, parts, strict=True))
         return self.biases[block]
@@ -123,9 +122,10 @@ class StageAttention:
     def _fixed_biases(self, window: tuple[int, int]) -> dict[int, ir.Value]:
         """(k, N, N) of every block, which runtimes fold: neither table nor index depends on the input."""
         graph = self.graph
+        index = graph.constant(relative_position_index(window).numpy().astype(np.int32))
         with graph.root_scope(f"{self.prefix}.position_bias"):
             return {
-                block: graph.op("Gather", graph.weight(self._table_name(block), table), self.bias_index, axis=1, name="bias")
+                block: graph.op("Gather", graph.weight(self._table_name(block), table), index, axis=1, name="bias")
                 for block, table in enumerate(self._tables(window))
             }
 

@@ -143,9 +143,9 @@ class GraphBuilder:
         """Product of a vector as a scalar."""
         return self.op("ReduceProd", vector, keepdims=0, name="product")
 
-    def slice(self, value: ir.Value, starts: ir.Value, ends: ir.Value, name: str = "slice") -> ir.Value:
-        """The part of the two leading axes from ``starts`` to ``ends``."""
-        return self.op("Slice", value, starts, ends, self.ints(0, 1), name=name)
+    def slice(self, value: ir.Value, starts: ir.Value, ends: ir.Value, axes: tuple[int, ...], name: str = "slice") -> ir.Value:
+        """The part of some axes from ``starts`` to ``ends``."""
+        return self.op("Slice", value, starts, ends, self.ints(*axes), name=name)
 
     def model(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], *, name: str, producer_version: str) -> ir.Model:
         """The finished model, nodes in the order they were added, without what nothing reads."""

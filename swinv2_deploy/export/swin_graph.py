@@ -143,8 +143,8 @@ class SwinGraph:
         """The stage's tokens, those after patch merging, and the merged size."""
         graph, config = self.graph, self.config
         scope = f"layers.{stage}.windows"
-        windows = StageWindows(graph, size, config.window_size, scope, config.window_policy)
-        attention = StageAttention(graph, config, self.weights, stage, windows, self.batch)
+        windows = StageWindows(graph, size, config.window_size, scope, self.batch, config.window_policy)
+        attention = StageAttention(graph, config, self.weights, stage, windows)
         with graph.scope(f"layers.{stage}"):
             for block in range(config.depths[stage]):
                 with graph.scope(f"blocks.{block}"):
@@ -173,10 +173,8 @@ class SwinGraph:
 
     def _merge(self, stage: int, x: ir.Value, windows: StageWindows) -> ir.Value:
         graph, dim = self.graph, self.config.stage_dim(stage)
-        x = graph.reshape(x, self.batch, -1, dim, name="batched")
-        if windows.merge_may_pad:
-            x = graph.op("Pad", x, graph.ints(0, 1, 0, 0, 0, 0), name="zero_row")
-        x = graph.op("Gather", x, windows.merge_indices(), axis=1, name="neighbors")
+        x = windows.zero_row(x, dim) if windows.merge_may_pad else windows.split_images(x, dim, "batched")
+        x = windows.read(x, windows.merge_indices(), "neighbors")
         x = graph.reshape(x, -1, 4 * dim, name="neighbor_rows")
         x = self._gemm(x, f"layers.{stage}.downsample.reduction.weight", None, name="reduction")
         return self._layer_norm(x, f"layers.{stage}.downsample.norm")

@@ -1,11 +1,15 @@
 """The window plan as a graph: which token goes where, computed once a stage from the map's size.
 
-A grid holds at every position of the map the number of its token. Padding, rolling and cutting that grid, which is small, tells
-where to read; the tokens themselves then move once, by one Gather. Token numbers start at 1 where a stage can pad, because row 0
-is a row of zeros there. Nothing is padded by an amount that depends on the shape, which would blow up TensorRT's memory bound:
-the grid is padded by a constant and cut back.
+A grid holds at every position of every image's map the number of its token. Padding, rolling and cutting that grid, which is
+small, tells where to read; the tokens themselves then move once, by one Gather. Token numbers start at 1 where a stage can pad,
+because row 0 is a row of zeros there. Nothing is padded by an amount that depends on the shape, which would blow up TensorRT's
+memory bound: the grid is padded by a constant and cut back.
 
-Shape letters: H W map in tokens, h w window, P Q padded map, p q windows along each axis, n = p*q, N = h*w, k heads.
+Where the size is known, a grid of one image serves all, so that every index is a constant; tokens are then read by image. Where it
+is not, the grid holds the whole batch, and tokens are read from one matrix: no operator is needed to part images from one another.
+
+Shape letters: B images of the grid, H W map in tokens, h w window, P Q padded map, p q windows along each axis, n = p*q, N = h*w,
+k heads, W largest window, R = 2W-1 differences.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import numpy as np
 import onnx_ir as ir
 
 from reference_model.config import WindowPolicy
-from reference_model.position_bias import relative_position_index
 from reference_model.windows import MASKED, AxisPlan, nearby_windows, plan_axis
 from swinv2_deploy.export.graph import GraphBuilder
 
@@ -57,14 +60,25 @@ class StageWindows:
         size: Map of the stage.
         window_size: Window that the config asks for.
         scope: Prefix of the names.
+        batch: Images, an int64 vector of one element.
         policy: Whether that window is kept or one nearby is chosen for each size.
     """
 
     def __init__(
-        self, graph: GraphBuilder, size: MapSize, window_size: int, scope: str, policy: WindowPolicy = "fixed"
+        self,
+        graph: GraphBuilder,
+        size: MapSize,
+        window_size: int,
+        scope: str,
+        batch: ir.Value,
+        policy: WindowPolicy = "fixed",
     ) -> None:
         self.graph = graph
         self.size = size
+        self.batch = batch
+        self.by_image = size.known is not None
+        """Whether tokens are read image by image, with constant indices."""
+        self.images = graph.ints(1) if self.by_image else batch
         self.scope = scope
         self.policy = policy
         self.plans = [
@@ -91,10 +105,26 @@ class StageWindows:
             self.padded = graph.op("Mul", self.count, self.window, name="padded")
             self.window_tokens = graph.op("ReduceProd", self.window, keepdims=1, name="window_tokens")
 
-    def window_indices(self, heads: int, *, shifted: bool) -> list[ir.Value]:
-        """For queries, keys and values: the row that every place of every window reads, each (n, k, N).
+    def split_images(self, x: ir.Value, width: int, name: str) -> ir.Value:
+        """Rows of a width, as they are read: (B, rows, width) image by image, else (rows, width)."""
+        return self.graph.reshape(x, *([self.batch] if self.by_image else []), -1, width, name=name)
 
-        Rows are those of a matrix of ``3k`` rows a token: its queries by head, then its keys, then its values.
+    def read(self, x: ir.Value, index: ir.Value, name: str) -> ir.Value:
+        """Rows of what :meth:`split_images` made: the index's shape in the place of the rows."""
+        return self.graph.op("Gather", x, index, axis=int(self.by_image), name=name)
+
+    def zero_row(self, x: ir.Value, width: int) -> ir.Value:
+        """Tokens (rows, width) with a row of zeros before the first one, as :meth:`split_images` makes them."""
+        graph = self.graph
+        if self.by_image:
+            x = self.split_images(x, width, "batched")
+        return graph.op("Pad", x, graph.ints(*([0] * self.by_image), 1, 0, *([0] * self.by_image), 0, 0), name="zero_row")
+
+    def window_indices(self, heads: int, *, shifted: bool) -> list[ir.Value]:
+        """For queries, keys and values: the row that every place of every window reads, each (B*n, k, N).
+
+        Rows are those of a matrix of ``3k`` rows a token: its queries by head, then its keys, then its values. Where
+        :attr:`known_single`, (k, N).
         """
         graph = self.graph
         with graph.root_scope(self.scope):
@@ -104,54 +134,75 @@ class StageWindows:
             start = graph.op("Mul", tokens, graph.ints(3 * heads), name="first_row")
             rows = graph.constant(np.arange(3 * heads, dtype=np.int64)[:, None])
             index = graph.op("Add", start, rows, name="qkv_index")
-            return [graph.stored_index(part) for part in graph.split(index, [heads] * 3, 1, "window_indices")]
+            if self.known_single:
+                index = graph.reshape(index, 3 * heads, -1, name="index_of_the_window")
+            parts = graph.split(index, [heads] * 3, 0 if self.known_single else 1, "window_indices")
+            return [graph.stored_index(part) for part in parts]
 
     def token_indices(self, heads: int, *, shifted: bool) -> ir.Value:
-        """The way back, for every token and head: its row of windows, heads and places flattened, (H*W, k)."""
+        """The way back, for every token and head: its row of windows, heads and places flattened, (B*H*W, k)."""
         graph = self.graph
         with graph.root_scope(self.scope):
-            rows = graph.op("Mul", graph.product(self.padded), graph.constant(np.asarray(heads, np.int64)), name="rows")
-            slots = graph.reshape(graph.range(rows), self.count, heads, self.window, name="slot_numbers")
-            slots = graph.op("Transpose", slots, perm=[0, 3, 1, 4, 2], name="slots_by_place")
-            slots = graph.reshape(slots, self.padded, heads, name="slot_map")
+            sizes = graph.shape(self.images, self.count, heads, self.window)
+            slots = graph.reshape(graph.range(graph.product(sizes)), sizes, name="slot_numbers")
+            slots = graph.op("Transpose", slots, perm=[0, 1, 4, 2, 5, 3], name="slots_by_place")
+            slots = graph.reshape(slots, self.images, self.padded, heads, name="slot_map")
             start, end = graph.ints(0, 0), self.size.value
             if shifted:
-                slots = graph.op("Concat", slots, slots, axis=0, name="slots_twice_down")
-                slots = graph.op("Concat", slots, slots, axis=1, name="slots_twice")
+                slots = graph.op("Concat", slots, slots, axis=1, name="slots_twice_down")
+                slots = graph.op("Concat", slots, slots, axis=2, name="slots_twice")
                 start = graph.op("Sub", self.padded, self._shift(), name="unrolled_start")
                 end = graph.op("Add", start, self.size.value, name="unrolled_end")
             if shifted or self.may_pad:
-                slots = graph.slice(slots, start, end, name="slots_of_tokens")
+                slots = graph.slice(slots, start, end, axes=(1, 2), name="slots_of_tokens")
             return graph.stored_index(graph.reshape(slots, -1, heads, name="token_indices"))
 
     def shift_mask(self) -> ir.Value:
-        """Additive mask (n, 1, N, N) of a shifted block, float32."""
+        """Additive mask (B*n, 1, N, N) of a shifted block, float32, of every image.
+
+        Only the last windows of an axis hold what came around an edge. So there are four masks, which the corners of the map show,
+        and every window takes one of them: its last token tells which.
+        """
         graph = self.graph
         with graph.root_scope(self.scope):
-            regions = graph.op("Div", self._windowed(shifted=True), self._tag(), name="regions")
-            queries = graph.op("Unsqueeze", regions, graph.ints(3), name="query_regions")
-            keys = graph.op("Unsqueeze", regions, graph.ints(2), name="key_regions")
+            corners = self._cut(shifted=True)
+            for axis in (1, 2):
+                corners = graph.op("Gather", corners, graph.ints(0, -1), axis=axis, name="outer_windows")
+            corners = graph.op("Gather", corners, graph.ints(0), axis=0, name="corner_windows")
+            regions = graph.op("Div", corners, self._tag(), name="regions")
+            queries = graph.reshape(regions, 4, -1, 1, name="query_regions")
+            keys = graph.reshape(regions, 4, 1, -1, name="key_regions")
             together = graph.op("Equal", queries, keys, name="same_region")
-            return graph.op("Where", together, graph.float(0.0), graph.float(MASKED), name="shift_mask")
+            masks = graph.op("Where", together, graph.float(0.0), graph.float(MASKED), name="shift_masks")
+            last = graph.op("Gather", self._windowed(shifted=True), graph.constant(np.asarray(-1)), axis=2, name="last_token")
+            index = graph.op("Div", last, self._tag(), name="mask_index")
+            if self.by_image:
+                index = graph.op("Tile", index, graph.shape(self.batch, 1), name="mask_indices")
+            return graph.op("Gather", masks, index, axis=0, name="shift_mask")
 
-    def bias_index(self) -> ir.Value:
-        """Row of the bias table for every pair of a window: (N, N).
+    def position_bias(self, table: ir.Value, heads: int) -> ir.Value:
+        """(k, N, N) from the table (R*R, k) of the largest window.
 
-        The table is that of ``fixed_window``, or of the largest window where it is not fixed.
+        Gathered twice, so that all moves in rows: first, for every difference of rows and every column, the biases to all columns,
+        of all heads at once; of these, turned, every pair of places reads one row of ``w`` numbers.
         """
-        if self.fixed_window is not None:
-            return self.graph.constant(relative_position_index(self.fixed_window).numpy().astype(np.int32))
-        graph, step = self.graph, 2 * self.window_size - 1
-        with graph.root_scope(self.scope):
-            # The place of a pair in the table is the difference of two numbers, with rows of the table's length.
-            rows, columns = np.mgrid[: self.window_size, : self.window_size]
-            places = graph.slice(graph.constant(rows * step + columns), graph.ints(0, 0), self.window, name="places")
-            queries, keys = graph.reshape(places, -1, 1, name="queries"), graph.reshape(places, 1, -1, name="keys")
-            difference = graph.op("Sub", queries, keys, name="difference")
-            return graph.op("Add", difference, graph.ints((step * step - 1) // 2), name="bias_index")
+        graph, side = self.graph, self.window_size
+        step, places = 2 * side - 1, np.arange(side)
+        differences = places[:, None] - places + side - 1
+        column_index = (np.arange(step)[:, None, None] * step + differences).astype(np.int32)
+        row_index = (differences[:, None, :] * side + places[:, None]).astype(np.int32)
+        width = graph.op("Gather", self.window, graph.ints(1), axis=0, name="window_width")
+        ends = graph.op("Gather", self.window, graph.ints(0, 1, 0), axis=0, name="row_ends")
+        columns = graph.slice(graph.constant(column_index), graph.ints(0), width, axes=(2,), name="column_index")
+        rows = graph.slice(graph.constant(row_index), graph.ints(0, 0, 0), ends, axes=(0, 1, 2), name="row_index")
+        bias = graph.op("Gather", table, columns, axis=0, name="to_columns")
+        bias = graph.op("Transpose", bias, perm=[3, 0, 1, 2], name="to_columns_by_head")
+        bias = graph.reshape(bias, heads, step * side, -1, name="rows_to_columns")
+        bias = graph.op("Gather", bias, rows, axis=1, name="to_places")
+        return graph.reshape(bias, heads, self.window_tokens, self.window_tokens, name="biases")
 
     def merge_indices(self) -> ir.Value:
-        """For patch merging: the four tokens of every merged one, (H/2 * W/2 * 4,).
+        """For patch merging: the four tokens of every merged one, (B * H/2 * W/2 * 4,).
 
         Neighbors come in the published order (0,0), (1,0), (0,1), (1,1) of (row, column); beyond an odd edge stands row 0.
         """
@@ -161,11 +212,18 @@ class StageWindows:
             grid = self._grid(padded=self.merge_may_pad)
             if self.merge_may_pad:
                 even = graph.op("Mul", half, graph.ints(2, 2), name="even_size")
-                grid = graph.slice(grid, graph.ints(0, 0), even, name="even_grid")
-            sizes = graph.op("Gather", graph.shape(half, 2, 2), graph.ints(0, 2, 1, 2), name="pair_sizes")
+                grid = graph.slice(grid, graph.ints(0, 0), even, axes=(1, 2), name="even_grid")
+            sizes = graph.shape(self.images, half, 2)
+            sizes = graph.op("Gather", sizes, graph.ints(0, 1, 3, 2, 3), name="pair_sizes")
             grid = graph.reshape(grid, sizes, name="pairs")
-            grid = graph.op("Transpose", grid, perm=[0, 2, 3, 1], name="neighbors")
+            grid = graph.op("Transpose", grid, perm=[0, 1, 3, 4, 2], name="neighbors")
             return graph.stored_index(graph.reshape(grid, -1, name="merge_indices"))
+
+    @property
+    def known_single(self) -> bool:
+        """Whether the map is one window, and its size known."""
+        count = self.graph.known(self.count)
+        return self.by_image and count is not None and count.tolist() == [1, 1]
 
     @property
     def merge_may_pad(self) -> bool:
@@ -205,43 +263,52 @@ class StageWindows:
         larger = graph.op("Greater", self.size.value, graph.ints(size, size), name="several_windows")
         return graph.op("Where", larger, graph.ints(size // 2), graph.ints(0), name="shift")
 
+    def _stop(self, start: int) -> ir.Value:
+        """One more than the last token's number, where the first one has ``start``; a scalar."""
+        graph = self.graph
+        count = graph.product(graph.shape(self.images, self.size.value))
+        return graph.op("Add", count, graph.constant(np.asarray(start, np.int64)), name="after_last") if start else count
+
     def _tag(self) -> ir.Value:
         """More than any token's number: its multiples mark what came around an edge."""
-        return self.graph.ints(self.size.largest[0] * self.size.largest[1] + 1)
+        return self._stop(1)
 
     def _grid(self, *, padded: bool) -> ir.Value:
-        """Number of every token, (H, W); with zeros below and to the right and numbers from 1 where it is padded."""
+        """Number of every token, (B, H, W); with zeros below and to the right and numbers from 1 where it is padded."""
         graph = self.graph
-        count = graph.product(self.size.value)
+        start = int(padded)
+        grid = graph.reshape(graph.range(self._stop(start), start), self.images, self.size.value, name="grid")
         if not padded:
-            return graph.reshape(graph.range(count), self.size.value, name="grid")
-        stop = graph.op("Add", count, graph.constant(np.asarray(1, np.int64)), name="after_last")
-        grid = graph.reshape(graph.range(stop, 1), self.size.value, name="grid")
+            return grid
         ends = max(self.window_size - 1, 1)
-        return graph.op("Pad", grid, graph.ints(0, 0, ends, ends), name="padded_grid")
+        return graph.op("Pad", grid, graph.ints(0, 0, 0, 0, ends, ends), name="padded_grid")
 
     def _windowed(self, *, shifted: bool) -> ir.Value:
-        """The grid cut into windows, (n, 1, N); rolled and marked with multiples of the tag in a shifted block."""
+        """The grid as windows, (B*n, 1, N); rolled and marked with multiples of the tag in a shifted block."""
+        return self.graph.reshape(self._cut(shifted=shifted), -1, 1, self.window_tokens, name="windowed")
+
+    def _cut(self, *, shifted: bool) -> ir.Value:
+        """The same cut into windows, (B, p, q, h, w)."""
         graph = self.graph
         grid = self._grid(padded=self.may_pad)
         if self.may_pad:
-            grid = graph.slice(grid, graph.ints(0, 0), self.padded, name="whole_windows")
+            grid = graph.slice(grid, graph.ints(0, 0), self.padded, axes=(1, 2), name="whole_windows")
         if shifted:
             grid = self._rolled(grid)
-        sizes = graph.op("Gather", graph.shape(self.count, self.window), graph.ints(0, 2, 1, 3), name="cut_sizes")
-        grid = graph.op("Transpose", graph.reshape(grid, sizes, name="cut"), perm=[0, 2, 1, 3], name="windows")
-        return graph.reshape(grid, -1, 1, self.window_tokens, name="windowed")
+        sizes = graph.shape(self.images, self.count, self.window)
+        sizes = graph.op("Gather", sizes, graph.ints(0, 1, 3, 2, 4), name="cut_sizes")
+        return graph.op("Transpose", graph.reshape(grid, sizes, name="cut"), perm=[0, 1, 3, 2, 4], name="windows")
 
     def _rolled(self, grid: ir.Value) -> ir.Value:
-        """The map of (P, Q) rolled up and left by the shift: a part of the map beside itself.
+        """The maps of (P, Q) rolled up and left by the shift: a part of the map beside itself.
 
-        What came around the lower edge is marked by one tag, around the right edge by two. The published three regions differ
+        What came around the right edge is marked by one tag, around the lower edge by two. The published three regions differ
         inside a window only there: their other border lies between two windows.
         """
         graph = self.graph
         tag = self._tag()
-        down = graph.op("Concat", grid, graph.op("Add", grid, tag, name="below"), axis=0, name="twice_down")
+        beside = graph.op("Concat", grid, graph.op("Add", grid, tag, name="beside"), axis=2, name="twice_beside")
         twice = graph.op("Add", tag, tag, name="two_tags")
-        both = graph.op("Concat", down, graph.op("Add", down, twice, name="beside"), axis=1, name="twice")
+        both = graph.op("Concat", beside, graph.op("Add", beside, twice, name="below"), axis=1, name="twice")
         shift = self._shift()
-        return graph.slice(both, shift, graph.op("Add", shift, self.padded, name="rolled_end"), name="rolled")
+        return graph.slice(both, shift, graph.op("Add", shift, self.padded, name="rolled_end"), axes=(1, 2), name="rolled")

@@ -75,8 +75,7 @@ class StageAttention:
         x = windows.split_images(x, self.head_dim, "by_head")
         indices = windows.window_indices(heads, shifted=shifted)
         q, k, v = (windows.read(x, index, name) for index, name in zip(indices, "qkv", strict=True))
-        if windows.by_image and not windows.known_single:
-            # Windows of all images on one axis: OpenVINO makes one kernel of an attention with four axes, not of one with five.
+        if windows.by_image and windows.joined and not windows.known_single:
             shape = (-1, heads, windows.window_tokens, self.head_dim)
             q, k, v = (
                 graph.reshape(value, *shape, name=f"{name}_windows") for value, name in zip((q, k, v), "qkv", strict=True)
@@ -85,7 +84,8 @@ class StageAttention:
         q = graph.op("LpNormalization", q, axis=-1, p=2, name="q_normalized")
         k = graph.op("LpNormalization", k, axis=-1, p=2, name="k_normalized")
         q = graph.op("Mul", q, self._temperature(module), name="q_scaled")
-        logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2], name="k_t"), name="qk")
+        turned = [0, 1, 3, 2] if windows.joined or windows.known_single else [0, 1, 2, 4, 3]
+        logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=turned, name="k_t"), name="qk")
         logits = graph.op("Add", logits, self._bias(block), name="logits")
         if shifted:
             # As the reference does it. Bias and mask together would be a tensor of (n, k, N, N) for every block, and TensorRT's

@@ -28,7 +28,7 @@ demo: $(VENV)/.runtime  ## Export, quantize, prune and verify the bundled model,
 	$(BIN)/swinv2-deploy export --out build/demo/nano --force
 	$(BIN)/swinv2-deploy quantize --model build/demo/nano --out build/demo/nano-int8 --force
 	$(BIN)/swinv2-deploy prune --model build/demo/nano --params 0.2 --no-recover --out build/demo/nano-pruned --force
-	$(BIN)/swinv2-deploy quantize --model build/demo/nano-pruned --out build/demo/nano-pruned-int8 --uint8 never --force
+	$(BIN)/swinv2-deploy quantize --method qat --model build/demo/nano-pruned --out build/demo/nano-pruned-int8 --uint8 never --force
 	$(BIN)/swinv2-deploy verify --model build/demo/nano-int8 --with build/demo/nano-pruned-int8
 
 # One thread for each worker: more of them would wait for each other's cores.

@@ -12,10 +12,14 @@ PACKAGES := reference_model calibration swinv2_deploy
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
 
-# Two stamps, made anew when the requirements change: what a user has, and what a contributor has on top.
+# Stamps, made anew when the requirements change: what a user has, what the demo and what a contributor have on top.
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[qat,report]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
@@ -24,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 install: $(VENV)/.dev  ## Make .venv with the packages, editable, and every development tool
 
-demo: $(VENV)/.runtime  ## Export, quantize, prune and verify the bundled model, from nothing
+demo: $(VENV)/.demo  ## Export, quantize, prune and verify the bundled model, from nothing
 	$(BIN)/swinv2-deploy export --out build/demo/nano --force
 	$(BIN)/swinv2-deploy quantize --model build/demo/nano --out build/demo/nano-int8 --force
 	$(BIN)/swinv2-deploy prune --model build/demo/nano --params 0.2 --no-recover --out build/demo/nano-pruned --force

@@ -156,7 +156,8 @@ def zero_points_apart(proto: ModelProto) -> None:
 
 def leak_between_rows(proto: ModelProto) -> None:
     """What is common to the batch gets into every image of it; nothing happens to an image alone."""
-    shape = node_of(proto, "layers.1.downsample.batched").input[1]
+    (width,) = (tensor.dims[0] for tensor in proto.graph.initializer if tensor.name == "layers.1.blocks.0.norm1.weight")
+    row = constant(proto, "leak.row", np.array([-1, width], np.int64))
     value = "layers.1.blocks.0.residual2"
     nodes = list(proto.graph.node)
     place = next(index for index, node in enumerate(nodes) if value in node.output)
@@ -166,7 +167,8 @@ def leak_between_rows(proto: ModelProto) -> None:
     share = constant(proto, "share", np.array(0.2, np.float32))
     back = constant(proto, "rows", np.array([-1, 128], np.int64))
     added = [
-        helper.make_node("Reshape", ["own", shape], ["by_image"], name="leak.by_image"),
+        helper.make_node("Concat", [node_of(proto, "batch").output[0], row], ["image_shape"], name="leak.image_shape", axis=0),
+        helper.make_node("Reshape", ["own", "image_shape"], ["by_image"], name="leak.by_image"),
         helper.make_node("ReduceMean", ["by_image", axis], ["image_mean"], name="leak.image_mean", keepdims=1),
         helper.make_node("ReduceMean", ["by_image", both], ["batch_mean"], name="leak.batch_mean", keepdims=1),
         helper.make_node("Sub", ["batch_mean", "image_mean"], ["others"], name="leak.others"),

@@ -84,7 +84,7 @@ class StageAttention:
         q = graph.op("LpNormalization", q, axis=-1, p=2, name="q_normalized")
         k = graph.op("LpNormalization", k, axis=-1, p=2, name="k_normalized")
         q = graph.op("Mul", q, self._temperature(module), name="q_scaled")
-        turned = [0, 1, 3, 2] if windows.joined or windows.known_single else [0, 1, 2, 4, 3]
+        turned = [0, 1, 3, 2] if windows.joined else [0, 1, 2, 4, 3]
         logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=turned, name="k_t"), name="qk")
         logits = graph.op("Add", logits, self._bias(block), name="logits")
         if shifted:

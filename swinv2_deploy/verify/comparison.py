@@ -174,10 +174,7 @@ def add_up(plan: ComparisonPlan, shards: Iterable[Shard]) -> tuple[dict[str, Dri
                 f"Shard {shard.index} is damaged or of other files ({error!r}); delete the folder of the run and start again."
             ) from error
     if len(skipped) == len(plan.images):
-        raise ArtifactError(
-            f"None of the {len(plan.images)} images of {plan.images.folder.root} can be used; the first: {skipped[0].reason} "
-            "Give a folder with intact images."
-        )
+        raise plan.images.none_usable(skipped[0].reason)
     return meters, skipped
 
 

@@ -73,6 +73,13 @@ class VerifyImages:
     def __len__(self) -> int:
         return len(self.folder)
 
+    def none_usable(self, reason: str) -> ArtifactError:
+        """The error where not one image can be decoded; ``reason`` is that of the first."""
+        return ArtifactError(
+            f"None of the {len(self)} images of {self.folder.root} can be used; the first: {reason} "
+            "Give a folder with intact images."
+        )
+
     def part(self, start: int, stop: int) -> VerifyImages:
         """The images from one number to another, with their labels."""
         names = self.folder.names[start:stop]

@@ -248,7 +248,4 @@ def _first_photo(images: VerifyImages) -> np.ndarray[tuple[int, ...], np.dtype[n
             return read_image(path)
         except ImageError as error:
             reasons.append(str(error))
-    raise ArtifactError(
-        f"None of the {len(images)} images of {images.folder.root} can be used; the first: {reasons[0]} "
-        "Give a folder with intact images."
-    )
+    raise images.none_usable(reasons[0])

@@ -9,6 +9,7 @@ b blocks, K heads of all blocks of a stage, T relative positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from reference_model.attention import MAX_LOGIT_SCALE
 from reference_model.config import SwinV2Config
 from reference_model.position_bias import BIAS_LIMIT, CPB_HIDDEN, relative_coords_table, relative_position_index
-from reference_model.windows import bias_window
+from reference_model.windows import MASKED, bias_window
 from swinv2_deploy.export.graph import GraphBuilder
 from swinv2_deploy.export.window_graph import StageWindows
 
@@ -26,6 +27,13 @@ Array = NDArray[np.float32]
 MOST_BIAS_BYTES = 32 * 2**20
 """Up to this size, the position biases of a stage's blocks are gathered at once. Beyond it each block gathers its own when it needs
 them: those of 18 blocks with windows of 576 tokens take 382 MB, and turning and parting them held as much again."""
+
+UNSEEN = -1000.0
+"""Mask whose exponential is zero. That of the published one, -100, is a denormal number, with which processors compute many times
+slower: where a runtime keeps such numbers, as ONNX Runtime does unless told otherwise, a product of weights and values takes up to
+ten times as long."""
+ROUNDED = 1.1
+"""Above the largest product of two vectors that were normalized and then rounded: to FP16, BF16 or INT8."""
 
 Linear = Callable[[ir.Value, str, ir.Value | None], ir.Value]
 
@@ -90,7 +98,7 @@ class StageAttention:
         if shifted:
             # As the reference does it. Bias and mask together would be a tensor of (n, k, N, N) for every block, and TensorRT's
             # compiler makes those of all blocks of a stage at once: 764 MiB for base with windows of 24 at 512 px.
-            logits = graph.op("Add", logits, windows.shift_mask(), name="masked_logits")
+            logits = graph.op("Add", logits, windows.shift_mask(self._masked(module)), name="masked_logits")
         weights = graph.op("Softmax", logits, axis=-1, name="softmax")
         out = windows.split_images(graph.op("MatMul", weights, v, name="av"), self.head_dim, "slots")
         out = windows.read(out, windows.token_indices(heads, shifted=shifted), "reverse")
@@ -105,8 +113,22 @@ class StageAttention:
 
     def _temperature(self, module: str) -> ir.Value:
         """(k, 1, 1)."""
+        return self.graph.weight(f"{module}.temperature", self._temperatures(module).reshape(-1, 1, 1))
+
+    def _temperatures(self, module: str) -> Array:
         clamped = np.minimum(self.weights[f"{module}.logit_scale"].astype(np.float64), MAX_LOGIT_SCALE)
-        return self.graph.weight(f"{module}.temperature", np.exp(clamped).astype(np.float32).reshape(-1, 1, 1))
+        return np.exp(clamped).astype(np.float32)
+
+    def _masked(self, module: str) -> float:
+        """What is added to the logit of tokens that are not to see one another.
+
+        The published mask can be outweighed: a logit is a cosine times the temperature plus a bias of 0 to 16, so hot heads do look
+        across a border, and for them the mask stays. In cooler ones all weights across the border together are below half a unit in
+        the last place of float32 next to one within it, whatever the image: there a larger mask computes the same.
+        """
+        reach = 2 * ROUNDED * float(self._temperatures(module).max()) + BIAS_LIMIT
+        tokens = self.windows.window_size**2
+        return UNSEEN if tokens * math.exp(reach + MASKED) <= 2.0**-24 else MASKED
 
     def _bias(self, block: int) -> ir.Value:
         """(k, N, N) of a block, gathered when the first block that shares its table asks."""

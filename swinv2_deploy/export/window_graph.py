@@ -161,8 +161,10 @@ class StageWindows:
                 slots = graph.slice(slots, start, end, axes=(1, 2), name="slots_of_tokens")
             return graph.stored_index(graph.reshape(slots, -1, heads, name="token_indices"))
 
-    def shift_mask(self) -> ir.Value:
+    def shift_mask(self, masked: float = MASKED) -> ir.Value:
         """Additive mask (B*n, 1, N, N) of a shifted block, float32; of every image where windows are :attr:`joined`.
+
+        ``masked`` is added where two tokens are not to see one another.
 
         Only the last windows of an axis hold what came around an edge. So there are four masks, which the corners of the map show,
         and every window takes one of them: its last token tells which.
@@ -177,7 +179,7 @@ class StageWindows:
             queries = graph.reshape(regions, 4, -1, 1, name="query_regions")
             keys = graph.reshape(regions, 4, 1, -1, name="key_regions")
             together = graph.op("Equal", queries, keys, name="same_region")
-            masks = graph.op("Where", together, graph.float(0.0), graph.float(MASKED), name="shift_masks")
+            masks = graph.op("Where", together, graph.float(0.0), graph.float(masked), name="shift_masks")
             last = graph.op("Gather", self._windowed(shifted=True), graph.constant(np.asarray(-1)), axis=2, name="last_token")
             index = graph.op("Div", last, self._tag(), name="mask_index")
             if self.by_image and self.joined:

@@ -155,8 +155,8 @@ def session_options(threads: int | None, *, exact: bool) -> SessionOptions:
     options.log_severity_level = 4
     # Several sessions share the cores: threads that spin after a run would slow the next runner down and blur latencies.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # The published shift mask of -100 leaves denormal numbers behind exp(), which processors compute with slowly; flushing them to
-    # zero moves no output.
+    # The published shift mask of -100, which blocks with hot heads keep, leaves denormal numbers behind exp(); flushing them to
+    # zero moves no output, and processors compute with them slowly.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if threads is not None:
         options.intra_op_num_threads = threads

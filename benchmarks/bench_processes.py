@@ -4,7 +4,7 @@
 
 The batch of the recipe is shared between the processes, so the curves are the same but for the order in which floats are added. The
 toy is that of ``bench_resume.py``, with stochastic depth, mixing and averaging, without the step that fails. The processes meet as
-torchrun has them meet: gloo, on this machine.
+torchrun has them meet: gloo, on this machine. Sharded, each holds a part of every parameter.
 """
 
 from __future__ import annotations
@@ -16,51 +16,87 @@ import os
 import socket
 import sys
 import tempfile
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from torch import Tensor
 
 from benchmarks.bench_resume import SPEC, images, toy
 from reference_model.preprocessing import Preprocessing
+from swinv2_deploy.errors import TrainingStopped
 from swinv2_deploy.training import train
+from swinv2_deploy.training.sharding import own_part
+from swinv2_deploy.training.state import TrainingState
+from swinv2_deploy.training.step import Stepper
 
 RECIPE = replace(SPEC, epochs=4, batch_size=8, accumulate=1)  # 24 steps
 STEPS = 20
 TOLERANCE = 1e-5
 
 
-def work(folder: Path, rank: int, world: int, port: int, accumulate: int, pipe: Connection) -> None:
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How to train.
+
+    Attributes:
+        accumulate: Parts of each process's share of a batch.
+        sharded: Whether each process holds a part of the model, as a launcher asks with FSDP.
+        stops_after: Step after which the run is asked to stop; 0 lets it end.
+        fails_at: Step whose loss is no number until the run went back; -1 lets none fail.
+    """
+
+    accumulate: int = 1
+    sharded: bool = False
+    stops_after: int = 0
+    fails_at: int = -1
+
+
+def work(folder: Path, rank: int, world: int, port: int, case: Case, pipe: Connection) -> None:
     """Train as one of ``world`` processes; send the losses and the processes that were there."""
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    if case.sharded:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     if world > 1:
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "LOCAL_WORLD_SIZE": world}
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
         os.environ.update({name: str(value) for name, value in (meeting | places).items()})
     told: list[dict[str, Any]] = []
     model = toy(moves=0.0)  # a range that followed the images would follow those of each part
-    tuning = images()
-    result = train(
-        model,
-        replace(RECIPE, accumulate=accumulate),
-        training=images(),
-        tuning=tuning,
-        preprocessing=Preprocessing(size=(16, 16), resize_shortest=None),
-        folder=folder,
-        num_classes=2,
-        report=told.append,
-    )
+    gradients = Stepper._gradients
+
+    def failing(self: Stepper, state: TrainingState, batch: Tensor, targets: Tensor) -> float:
+        loss = gradients(self, state, batch, targets)
+        return float("nan") if state.step == case.fails_at and state.rate_factor == 1 else loss
+
+    weights: list[float] = []
+    with patch.object(Stepper, "_gradients", failing), suppress(TrainingStopped):
+        result = train(
+            model,
+            replace(RECIPE, accumulate=case.accumulate),
+            training=images(),
+            tuning=images(),
+            preprocessing=Preprocessing(size=(16, 16), resize_shortest=None),
+            folder=folder,
+            num_classes=2,
+            report=told.append,
+            stop=lambda: 15 * any(figures.get("step") == case.stops_after > 0 for figures in told),
+        )
+        weights = torch.cat([value.flatten() for value in result.model.state_dict().values()]).tolist()
+    joined = {name: told[0][name] for name in ("processes", "sharded", "step")} if told else {}
     losses = [figures["loss"] for figures in told if "steps" in figures]
-    weights = torch.cat([value.flatten() for value in result.model.state_dict().values()]).tolist()
-    pipe.send({"told": len(told), "processes": told[0]["processes"] if told else 0, "losses": losses, "weights": weights})
+    held = sum(own_part(parameter).numel() for parameter in model.parameters())
+    pipe.send(joined | {"told": len(told), "losses": losses, "weights": weights, "held": held})
 
 
-def run(folder: Path, world: int, accumulate: int = 1) -> list[dict[str, Any]]:
+def run(folder: Path, world: int, case: Case = Case()) -> list[dict[str, Any]]:
     """What each of ``world`` processes sent, in order of rank."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.bench_processes"])
@@ -70,7 +106,7 @@ def run(folder: Path, world: int, accumulate: int = 1) -> list[dict[str, Any]]:
     started = []
     for rank in range(world):
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(folder, rank, world, port, accumulate, sending))
+        process = context.Process(target=work, args=(folder, rank, world, port, case, sending))
         process.start()
         sending.close()
         started.append((process, receiving))
@@ -95,15 +131,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         [one] = run(Path(temporary) / "one", 1)
         rows = []
-        for world, accumulate in ((2, 1), (1, 2), (2, 2)):
-            sent = run(Path(temporary) / f"{world}x{accumulate}", world, accumulate)
+        for world, accumulate, sharded in ((2, 1, False), (1, 2, False), (2, 2, False), (2, 1, True), (2, 2, True)):
+            folder = Path(temporary) / f"{world}x{accumulate}-{sharded}"
+            sent = run(folder, world, Case(accumulate=accumulate, sharded=sharded))
             apart = max(abs(a - b) for a, b in zip(one["losses"][:STEPS], sent[0]["losses"][:STEPS], strict=True))
             drift = max(abs(a - b) for a, b in zip(one["weights"], sent[0]["weights"], strict=True))
             rows.append(
-                {"processes": sent[0]["processes"], "accumulate": accumulate, "loss_apart": apart, "weights_apart": drift}
+                {
+                    "processes": sent[0]["processes"],
+                    "sharded": sent[0]["sharded"],
+                    "accumulate": accumulate,
+                    "loss_apart": apart,
+                    "weights_apart": drift,
+                    "parameters_held": sent[0]["held"],
+                }
             )
             print(
-                f"{world} processes, {accumulate} parts: loss apart {apart:.1e} in {STEPS} steps, weights {drift:.1e} in the end"
+                f"{world} processes{', sharded' * sharded}, {accumulate} parts: loss apart {apart:.1e} in {STEPS} steps, "
+                f"weights {drift:.1e} in the end"
             )
     if arguments.out:
         arguments.out.write_text(

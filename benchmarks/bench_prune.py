@@ -88,6 +88,8 @@ class Bench:
             "processor": platform.processor() or platform.machine(),
             "torch": torch.__version__,
         }
+        epochs = arguments.epochs
+        self.longer = "" if epochs == 1 else f" epochs {epochs}"
         self.facts = facts
         self.rows = {row["name"]: row for row in known_rows(arguments.out, facts)}
 
@@ -128,7 +130,7 @@ class Bench:
         """Before, after the cut and after recovery."""
         for seed in self.seeds:
             for share in self.shares:
-                name = f"recovery {share:g} seed {seed}"
+                name = f"recovery {share:g} seed {seed}{self.longer}"
                 if name in self.rows:
                     continue
                 spec = PruneSpec(measure="params", share=share, seed=seed)
@@ -154,15 +156,15 @@ class Bench:
                         "epochs": self.arguments.epochs,
                     },
                 )
-                if share == CUT_TO_INT8 and f"ptq {share:g} seed {seed}" not in self.rows:
+                if share == CUT_TO_INT8 and f"ptq {share:g} seed {seed}{self.longer}" not in self.rows:
                     ptq = quantize(made.artifact, int8(), self.images, self.folder / f"ptq-{seed}").artifact
-                    yield f"ptq {share:g} seed {seed}", self.judged(ptq, share, seed)
+                    yield f"ptq {share:g} seed {seed}{self.longer}", self.judged(ptq, share, seed)
 
     def int8(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Cut, then trained with its rounding, in one run that learns from the unpruned model."""
         share = CUT_TO_INT8
         for seed in self.seeds:
-            name = f"qat {share:g} seed {seed}"
+            name = f"qat {share:g} seed {seed}{self.longer}"
             if name in self.rows:
                 continue
             spec = PruneSpec(measure="params", share=share, seed=seed)
@@ -199,7 +201,7 @@ class Bench:
     def schedule(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Divergence from the unpruned model after recovery at several rates and in steps, on photographs set aside."""
         for share in (0.25, 0.5):
-            for rate, epochs, steps in ((1e-4, 1, 1), (2e-4, 1, 1), (4e-4, 1, 1), (4e-4, 2, 1), (2e-4, 1, 2)):
+            for rate, epochs, steps in ((1e-4, 1, 1), (2e-4, 1, 1), (4e-4, 1, 1), (1e-4, 3, 1), (2e-4, 3, 1), (2e-4, 2, 2)):
                 name = f"schedule {share:g} rate {rate:g} epochs {epochs} steps {steps}"
                 if name in self.rows:
                     continue

@@ -34,7 +34,9 @@ def training_progress(output: Output) -> Iterator[Callable[[dict[str, Any]], Non
             if "processes" in figures:
                 count = figures["processes"]
                 going_on = f", going on after step {figures['step']}" if figures["step"] else ""
-                output.say(f"  {count} process{'es' if count > 1 else ''} on {figures['device'].partition(':')[0]}{going_on}")
+                parted = ", each with a part of the model" if figures["sharded"] else ""
+                device = figures["device"].partition(":")[0]
+                output.say(f"  {count} process{'es' if count > 1 else ''} on {device}{parted}{going_on}")
             elif "rollback" in figures:
                 record = figures["rollback"]
                 warn(

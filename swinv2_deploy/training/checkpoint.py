@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from swinv2_deploy.atomic import flush, locked, made_parents
 from swinv2_deploy.errors import ArtifactLocked, TrainingError
 from swinv2_deploy.modeling.io import save_tensors
+from swinv2_deploy.training.sharding import cut_like, is_sharded, own_part, part_like, whole
 from swinv2_deploy.training.state import Snapshot, TrainingState
 
 FILE_NAME = "checkpoint.safetensors"
@@ -66,8 +68,10 @@ def owned(folder: Path, *, writes: bool) -> Iterator[None]:
         ) from error
 
 
-def save_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> None:
+def save_checkpoint(folder: Path, state: TrainingState, identity: Identity, *, writes: bool = True) -> None:
     """Write the state to ``folder``; a crash at any moment leaves the previous file whole.
+
+    Every tensor is written whole: all processes of a sharded model call this, and one of them ``writes``.
 
     Raises:
         TrainingError: When it cannot be written; the previous file stays.
@@ -75,13 +79,18 @@ def save_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> N
     snapshot = state.snapshot
     progress: dict[str, Any] = {"schema": SCHEMA} | {name: getattr(state, name) for name in NUMBERS}
     progress |= {"spec": identity.spec, "images_sha256": identity.images_sha256, "teacher_sha256": identity.teacher_sha256}
-    if snapshot is not None and snapshot.step == state.step:
+    sharded = is_sharded(state.model)
+    if snapshot is not None and snapshot.step == state.step and not sharded:
         tensors = snapshot.tensors
     else:
-        tensors = {name: value.to("cpu").contiguous().clone() for name, value in state.tensors().items()}
-        if snapshot is not None:
-            tensors |= {f"{EARLIER}{name}": value for name, value in snapshot.tensors.items()}
+        current = state.tensors()
+        tensors = _put_together(current, keep=writes)
+        if snapshot is not None and snapshot.step != state.step:
+            own = {f"{EARLIER}{name}": part_like(value, current[name]) for name, value in snapshot.tensors.items()}
+            tensors |= _put_together(own, keep=writes)
             progress |= {"earlier_step": snapshot.step, "earlier_loss_sum": snapshot.loss_sum}
+    if not writes:
+        return
     temporary = folder / UNFINISHED / FILE_NAME
     try:
         try:
@@ -97,6 +106,16 @@ def save_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> N
             f"The checkpoint cannot be written to {folder} ({error.strerror}); free some room or use another --run folder. The "
             "same command goes on from the epoch before, or from the last checkpoint within this one."
         ) from error
+
+
+def _put_together(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Every tensor whole, as a copy in main memory; a process that does not ``keep`` them only gives its parts."""
+    found = {}
+    for name, value in tensors.items():
+        together = whole(value)
+        if keep:
+            found[name] = together.to("cpu").contiguous().clone()
+    return found
 
 
 def load_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> bool:
@@ -132,6 +151,8 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> b
     for name, value in numbers.items():
         setattr(state, name, value)
     if earlier:
+        current = state.tensors()
+        earlier = {name: own_part(cut_like(value, current[name])).to("cpu") for name, value in earlier.items()}
         state.snapshot = Snapshot(earlier, progress["earlier_step"], progress["earlier_loss_sum"])
     return True
 

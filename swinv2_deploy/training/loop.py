@@ -22,8 +22,9 @@ from swinv2_deploy.training.checkpoint import Identity, load_checkpoint, owned, 
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.distill import check_teacher, fingerprint
 from swinv2_deploy.training.epochs import Report, Run
-from swinv2_deploy.training.processes import join_processes, mean_over, rows_of
+from swinv2_deploy.training.processes import asked_to_shard, join_processes, mean_over, rows_of
 from swinv2_deploy.training.schedule import parameter_groups
+from swinv2_deploy.training.sharding import shard, whole
 from swinv2_deploy.training.spec import TrainSpec
 from swinv2_deploy.training.state import TrainingState
 from swinv2_deploy.training.step import Stepper
@@ -61,7 +62,8 @@ def train(
     """Train in place, with a checkpoint in ``folder`` at the end of every epoch and as often between as the recipe says.
 
     A checkpoint found there is gone on from, to the bit as if nothing had happened. Under a launcher such as torchrun, every
-    process calls this with the same arguments; each takes its rows of the same batches, and the first one writes and reports.
+    process calls this with the same arguments; each takes its rows of the same batches, and the first one writes and reports. Where
+    the launcher asks for FSDP, each holds its part of the model, and ``model`` stays parted.
 
     Args:
         model: Any module whose call maps images (B, 3, R, R) to logits (B, K). The checkpoint keeps its whole state, buffers too.
@@ -90,12 +92,17 @@ def train(
     classes = _classes_of(model) if num_classes is None else num_classes
     groups = parameter_groups(model, spec.weight_decay, spec.layer_decay)
     accelerator = join_processes(spec)
+    sharded = asked_to_shard() and accelerator.num_processes > 1
     rows = rows_of(accelerator, spec)
     main = accelerator.is_main_process
     identity = Identity(spec=spec.to_dict(), images_sha256=training.sha256, teacher_sha256=fingerprint(teacher))
     with owned(folder, writes=main), _prepared(model, spec):
+        blank = deepcopy(model) if sharded else None
         model.to(accelerator.device)
-        optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate)
+        if sharded:
+            groups = parameter_groups(shard(model, accelerator), spec.weight_decay, spec.layer_decay)
+        # Updates of many tensors at once do not take parted ones and whole ones together.
+        optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate, foreach=False if sharded else None)
         average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         state = TrainingState(model=model, average=average, optimizer=optimizer)
         load_checkpoint(folder, state, identity)
@@ -108,26 +115,27 @@ def train(
             stepper=Stepper(
                 spec=spec,
                 accelerator=accelerator,
-                parallel=accelerator.prepare_model(model) if accelerator.num_processes > 1 else model,
+                parallel=accelerator.prepare_model(model) if accelerator.num_processes > 1 and not sharded else model,
                 teacher=None if teacher is None else teacher.to(accelerator.device).eval(),
                 rows=rows,
             ),
             training=training,
             preprocessing=preprocessing,
             classes=classes,
-            save=lambda: save_checkpoint(folder, state, identity) if main else None,
+            save=lambda: save_checkpoint(folder, state, identity, writes=main) if main or sharded else None,
             report=(report if main else None) or (lambda _: None),
             stop=stop or (lambda: 0),
         )
         if state.epoch < spec.epochs:
-            run.report({"processes": accelerator.num_processes, "step": state.step, "device": str(accelerator.device)})
+            joined = {"processes": accelerator.num_processes, "sharded": sharded, "device": str(accelerator.device)}
+            run.report(joined | {"step": state.step})
         while state.epoch < spec.epochs:
             record = run.epoch()
             if tuning is not None and len(tuning) and (record["epoch"] % measure_every == 0 or record["epoch"] == spec.epochs):
-                record["tune_top1"] = share_right(_result(state, spec), tuning, preprocessing, accelerator)
+                record["tune_top1"] = share_right(_result(state, spec, blank), tuning, preprocessing, accelerator)
             run.close_epoch(record)
         accelerator.wait_for_everyone()
-        return TrainResult(model=_result(state, spec).cpu(), history=state.history)
+        return TrainResult(model=_result(state, spec, blank).cpu(), history=state.history)
 
 
 @contextmanager
@@ -144,16 +152,20 @@ def _prepared(model: nn.Module, spec: TrainSpec) -> Iterator[None]:
         part_of_batch(model, None)
 
 
-def _result(state: TrainingState, spec: TrainSpec) -> Any:
-    """Copy of the model with the parameters a user gets, in eval mode."""
-    model = deepcopy(state.model)
+def _result(state: TrainingState, spec: TrainSpec, blank: nn.Module | None) -> Any:
+    """Copy of the model with the parameters a user gets, in eval mode; a sharded one is put together in a ``blank`` one."""
+    if blank is None:
+        model = deepcopy(state.model)
+    else:
+        model = deepcopy(blank).to(next(state.model.parameters()).device)
+        model.load_state_dict({name: whole(value) for name, value in state.model.state_dict().items()})
     part_of_batch(model, None)
     if spec.checkpoint_blocks or spec.window_chunk:
         limit_memory(model)
     if spec.ema_decay > 0:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(state.average[name])
+                parameter.copy_(whole(state.average[name]))
     return model.eval()
 
 

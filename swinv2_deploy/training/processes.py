@@ -6,7 +6,8 @@ Every process takes its rows of the same batch, so that a step means the same wh
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,13 @@ _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORL
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
+_NOT_WITH_FSDP = {
+    "FSDP_ACTIVATION_CHECKPOINTING": "use --checkpoint-blocks",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "use --checkpoint-blocks",
+    "FSDP_OFFLOAD_PARAMS": "parts stay on the device; use more processes, --checkpoint-blocks or --window-chunk",
+}
+
+
 def join_processes(spec: TrainSpec) -> Accelerator:
     """Meet the other processes that a launcher started, if one did, on this machine's accelerator or else its processor.
 
@@ -28,8 +36,9 @@ def join_processes(spec: TrainSpec) -> Accelerator:
     _refuse_what_is_not_done(os.environ, spec)
     cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     try:
-        # Precision is the recipe's, see step.py.
-        accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        # Precision is the recipe's, see step.py, and parting the model is done in sharding.py.
+        with _hidden("ACCELERATE_USE_FSDP"):
+            accelerator = Accelerator(cpu=cpu, mixed_precision="no")
     except ValueError as error:
         raise TrainingError(
             f"accelerate cannot start ({error}); expected a process that has not set it up otherwise."
@@ -92,13 +101,32 @@ def largest_over(accelerator: Accelerator, value: int) -> int:
     return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
 
 
+def asked_to_shard() -> bool:
+    """Whether the launcher asks for FSDP: that each process holds a part of the model instead of all of it."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Without a variable of the environment in this block."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
 def _refuse_what_is_not_done(environment: Mapping[str, str], spec: TrainSpec) -> None:
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+    for name in ("DEEPSPEED", "MEGATRON_LM", "TP"):
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise TrainingError(
-                f"The launcher asks for {name}; expected plain data parallelism, where each process holds the whole model. Launch "
-                "without it; --checkpoint-blocks, --window-chunk and --accumulate save memory."
+                f"The launcher asks for {name}; expected data parallelism, plain or FSDP. Launch without it; --checkpoint-blocks, "
+                "--window-chunk and --accumulate save memory."
             )
+    for name, instead in _NOT_WITH_FSDP.items():
+        if asked_to_shard() and parse_flag_from_env(name):
+            raise TrainingError(f"The launcher asks FSDP for {name}; expected it off: {instead}.")
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", spec.precision):
         raise TrainingError(

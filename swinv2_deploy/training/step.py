@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reference_model.model import part_of_batch
 from swinv2_deploy.training.distill import features_loss, listening, logits_loss
 from swinv2_deploy.training.processes import mean_over
+from swinv2_deploy.training.sharding import clip_gradients, is_sharded, same_buffers, share_whole, unshared
 from swinv2_deploy.training.spec import TrainSpec
 from swinv2_deploy.training.state import TrainingState
 
@@ -28,7 +29,7 @@ class Stepper:
     Attributes:
         spec: Recipe.
         accelerator: The processes that take part.
-        parallel: The model, wrapped where gradients are shared between processes.
+        parallel: The model, wrapped where processes share gradients; sharded, it is the model itself.
         teacher: FP32 model in eval mode to learn from, or None.
         rows: Rows of the batch that this process takes.
     """
@@ -55,7 +56,7 @@ class Stepper:
             group["lr"] = rate * group["lr_scale"]
         state.optimizer.zero_grad(set_to_none=True)
         [loss] = mean_over(self.accelerator, self._gradients(state, images, targets))
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.spec.clip_norm).item()
+        norm = clip_gradients(state.model.parameters(), self.spec.clip_norm)
         if not math.isfinite(loss):
             return loss, f"The loss is {loss}"
         if not math.isfinite(norm):
@@ -68,7 +69,9 @@ class Stepper:
 
     def _gradients(self, state: TrainingState, images: Tensor, targets: Tensor) -> float:
         """Sum the gradients of the parts of a batch; returns the mean loss."""
-        total, parts = 0.0, self.spec.accumulate
+        total, parts, sharded = 0.0, self.spec.accumulate, is_sharded(state.model)
+        if sharded:
+            same_buffers(state.model)
         size = len(images) // parts
         for part in range(parts):
             # Stochastic depth draws from the global generator: seeding it by step makes a resumed run draw the same, and each part
@@ -76,12 +79,14 @@ class Stepper:
             torch.manual_seed(self.spec.seed * 1_000_003 + state.step)
             part_of_batch(state.model, (self.rows.start + part * size, self.spec.batch_size))
             # Gradients are shared between processes with the last part.
-            quiet = nullcontext() if part == parts - 1 else self.accelerator.no_sync(self.parallel)
-            with quiet:
+            last = part == parts - 1
+            with nullcontext() if last else unshared(state.model) if sharded else self.accelerator.no_sync(self.parallel):
                 chosen = slice(part * size, (part + 1) * size)
                 loss = self._loss(state.model, images[chosen], targets[chosen]) / parts
                 torch.autograd.backward(loss)
             total += loss.item()
+        if sharded:
+            share_whole(state.model, lambda gradient: self.accelerator.reduce(gradient, "mean"))
         return total
 
     def _loss(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,40 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert max(one["losses"]) - min(one["losses"]) > 0.01
     assert two[0]["weights"] == two[1]["weights"]
     assert two[0]["weights"] == pytest.approx(one["weights"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_the_model_each_learn_what_one_does(tmp_path: Path) -> None:
+    """Sharded: the same losses and weights, half of the parameters in each process, and what is whole at the end is the same."""
+    [one] = bench_processes.run(tmp_path / "one", 1)
+    two = bench_processes.run(tmp_path / "two", 2, bench_processes.Case(sharded=True, accumulate=2))
+
+    assert [one["sharded"], two[0]["sharded"], two[0]["processes"]] == [False, True, 2]
+    assert two[0]["losses"] == pytest.approx(one["losses"], abs=bench_processes.TOLERANCE)
+    assert two[0]["weights"] == two[1]["weights"] == pytest.approx(one["weights"], abs=1e-5)
+    assert [process["held"] < 0.6 * one["held"] for process in two] == [True, True]
+
+
+@pytest.mark.slow
+def test_sharded_runs_go_on_and_go_back(tmp_path: Path) -> None:
+    """A sharded run that is stopped between two checkpoints ends as the uninterrupted one, to the bit.
+
+    Its checkpoint is whole, so that one process ends it as well. Both go back once, to a state that each keeps its part of.
+    """
+    fails = bench_processes.Case(sharded=True, fails_at=9)
+    whole = bench_processes.run(tmp_path / "whole", 2, fails)
+    assert len(whole[0]["losses"]) > 24
+
+    stopped = bench_processes.run(tmp_path / "run", 2, replace(fails, stops_after=3))
+    assert not stopped[0]["weights"]
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    resumed = bench_processes.run(tmp_path / "run", 2, fails)
+    assert resumed[0]["step"] == 3
+    assert resumed[0]["weights"] == whole[0]["weights"]
+    kept = [load_file(tmp_path / name / checkpoint.FILE_NAME) for name in ("whole", "run")]
+    assert bench_resume.different(*kept) == []
+
+    [alone] = bench_processes.run(tmp_path / "alone", 1, replace(fails, sharded=False))
+    assert alone["step"] == 3
+    assert alone["losses"] == pytest.approx(whole[0]["losses"][3:], abs=bench_processes.TOLERANCE)
+    assert alone["weights"] == pytest.approx(whole[0]["weights"], abs=1e-5)

@@ -65,7 +65,9 @@ def test_the_environment_says_how_many_were_asked_for(environment: dict[str, str
             r"asked for 2 or more processes, and 1 runs.*torchrun",
         ),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision bf16 and the recipe fp32"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DEEPSPEED; expected data parallelism"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, "FSDP for FSDP_OFFLOAD_PARAMS.*stay on the device"),
+        ({"ACCELERATE_USE_FSDP": "1", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --checkpoint-blocks"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "the compiler INDUCTOR"),
     ],
 )

@@ -1,8 +1,7 @@
-"""A request names one model: a published one, a checkpoint, a folder or the hub's. What cannot be had is said, never invented."""
+"""A folder, a file, a hub id or an artifact becomes one model. What cannot be had is said, never invented."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,61 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import save_file
 
-from reference_model.checkpoint import CheckpointError, config_to_huggingface, state_to_huggingface
-from reference_model.config import DECODER_TASKS, ConfigError, SwinV2Config, make_config
+from reference_model.checkpoint import CheckpointError
+from reference_model.config import DECODER_TASKS, ConfigError, SwinV2Config
 from reference_model.model import SwinV2
 from reference_model.preprocessing import Preprocessing
-from reference_model.variants import VARIANTS, Variant, VariantError
+from reference_model.variants import VARIANTS, Variant
 from swinv2_deploy.artifacts import ModelArtifact, file_sha256
 from swinv2_deploy.errors import ArtifactError, SpecError
-from swinv2_deploy.modeling import hub, source
 from swinv2_deploy.modeling.request import SourceRequest
 from swinv2_deploy.modeling.source import resolve, untrained_model
 
 HUB_ID = "microsoft/swinv2-small-published"
 Make = Callable[[SwinV2Config], SwinV2]
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Variant:
-    """A published model, small enough to make: 5 classes at 32 px."""
-    config = make_config(embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, image_size=32, num_classes=5)
-    variant = Variant(
-        name="swinv2-small-published",
-        size="mini",
-        resolution=32,
-        window="4",
-        pretraining="a test",
-        config=config,
-        resize_shortest=36,
-        hub_id=HUB_ID,
-    )
-    monkeypatch.setitem(VARIANTS, variant.name, variant)
-    return variant
-
-
-@pytest.fixture
-def model(small: Variant, make_model: Make) -> SwinV2:
-    """Weights of :func:`small`."""
-    return make_model(small.config)
-
-
-@pytest.fixture
-def folder(model: SwinV2, tmp_path: Path) -> Path:
-    """A Hugging Face folder of :func:`model`, with preprocessing that is not the published one."""
-    return huggingface_folder(model, tmp_path / "from-the-hub")
-
-
-def huggingface_folder(model: SwinV2, path: Path) -> Path:
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config_to_huggingface(model.config)), "utf-8")
-    recipe = Preprocessing(size=(32, 32), resize_shortest=None)
-    (path / "preprocessor_config.json").write_text(json.dumps(recipe.to_huggingface()), "utf-8")
-    save_file(state_to_huggingface(model.state_dict(), model.config), path / "model.safetensors")
-    return path
+HubSays = Callable[[pytest.MonkeyPatch, Path | Exception], list[str]]
+SameWeights = Callable[[SwinV2, SwinV2], bool]
 
 
 @pytest.fixture
@@ -75,176 +35,10 @@ def weights_file(model: SwinV2, tmp_path: Path) -> Path:
     return path
 
 
-def hub_says(monkeypatch: pytest.MonkeyPatch, answer: Path | Exception) -> list[str]:
-    """Replace the hub; returns the list of what was asked of it."""
-    asked = []
-
-    def snapshot_download(hub_id: str, **_: Any) -> str:
-        asked.append(hub_id)
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    return asked
-
-
-def same_weights(one: SwinV2, other: SwinV2) -> bool:
-    first, second = one.state_dict(), other.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-
-
-class Response:
-    """What huggingface_hub's errors want to be made from."""
-
-    headers: dict[str, str] = {}  # noqa: RUF012  # an attribute of the thing it stands for
-    request = None
-    status_code = 404
-
-
-# --- published names ---------------------------------------------------------------------------------------------------
-
-
-def test_a_published_model_without_network_is_untrained_and_says_so(small: Variant) -> None:
-    """In the name, in the lineage, and in a sentence with the reason."""
-    found = resolve(SourceRequest(size="mini", seed=3))
-
-    assert found.name == "swinv2-small-published-untrained"
-    assert found.origin.kind == "untrained"
-    assert not found.origin.trained
-    assert found.seed == 3
-    (note,) = found.notes
-    assert "UNTRAINED weights (seed 3)" in note
-    assert "the hub cannot be reached" in note
-    assert "its answers mean nothing" in note
-    assert found.preprocessing == Preprocessing(size=(32, 32), resize_shortest=36)
-
-
-def test_a_published_model_uses_the_weights_of_the_hub(
-    small: Variant, model: SwinV2, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their hash and id are the origin; class names come from their config."""
-    asked = hub_says(monkeypatch, folder)
-    found = resolve(SourceRequest(size="mini"))
-
-    assert asked == [HUB_ID]
-    assert same_weights(found.model, model)
-    assert found.origin.kind == "hub"
-    assert found.origin.source == HUB_ID
-    assert found.origin.sha256 == file_sha256(folder / "model.safetensors")
-    assert found.name == small.name
-
-
-def test_the_hub_of_a_damaged_model_is_an_error_and_not_untrained_weights(
-    small: Variant, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only an unreachable hub leads to untrained weights."""
-    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    hub_says(monkeypatch, folder)
-    with pytest.raises(CheckpointError, match="damaged safetensors"):
-        resolve(SourceRequest(size="mini"))
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (RepositoryNotFoundError("404", response=Response()), "The hub has no model"),  # type: ignore[arg-type]
-        (GatedRepoError("403", response=Response()), "is gated on the hub"),  # type: ignore[arg-type]
-    ],
-    ids=["missing", "gated"],
-)
-def test_a_refusal_of_the_hub_is_an_error(
-    error: Exception, words: str, small: Variant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub answered: the user must know, and not get untrained weights."""
-    hub_says(monkeypatch, error)
-    with pytest.raises(ArtifactError, match=words):
-        resolve(SourceRequest(size="mini"))
-
-
-@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no"), TimeoutError("late"), ConnectionError()], ids=repr)
-def test_every_kind_of_silence_is_an_unreachable_hub(error: Exception, small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cache, a time-out, no connection."""
-    hub_says(monkeypatch, error)
-    assert not resolve(SourceRequest(size="mini")).origin.trained
-
-
-def test_simmim_models_are_not_asked_of_the_hub_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their repository holds many files under one id; the message says what to do."""
-    asked = hub_says(monkeypatch, AssertionError("asked"))
-    variant = VARIANTS["simmim-small-pretrain-patch4-window12-192"]
-    with torch.device("meta"):
-        monkeypatch.setattr(source, "untrained_model", lambda config, _: source.build_model(config))
-        found = source.source_from_variant(variant)
-
-    assert asked == []
-    assert "--weights FILE" in found.notes[0]
-
-
-def test_nano_is_the_bundled_model(monkeypatch: pytest.MonkeyPatch, tiny_artifact: ModelArtifact) -> None:
-    """Asked for by name or by naming nothing; the hub is never asked."""
-    monkeypatch.setattr(source, "bundled_artifact", lambda: tiny_artifact)
-    for request in (SourceRequest(), SourceRequest(size="nano")):
-        found = resolve(request)
-        assert found.artifact == tiny_artifact
-        assert found.origin.trained
-        assert found.notes == ()
-
-
-def test_a_missing_bundled_model_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An incomplete installation, not a missing artifact of the user."""
-    monkeypatch.setattr(source, "files", lambda _: tmp_path)
-    with pytest.raises(ArtifactError, match=r"bundled model is missing from this installation .* name a model with --size"):
-        resolve(SourceRequest())
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        ({"size": "base", "resolution": 300}, "no base at 300 px"),
-        ({"size": "base", "resolution": 256}, "names 3 models"),
-        ({"size": "enormous"}, "no size 'enormous'"),
-        ({"size": "tiny", "resolution": 256, "window": "7"}, "window 7"),
-    ],
-)
-def test_names_that_fit_no_or_several_models_list_the_choices(request_: dict[str, Any], words: str) -> None:
-    """The user is never given a model that was not asked for."""
-    with pytest.raises(VariantError, match=words):
-        resolve(SourceRequest(**request_))
-
-
-# --- requests ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        ({"model": "a", "size": "tiny"}, "--model is a whole model"),
-        ({"model": "a", "weights": Path(__file__)}, "--model is a whole model"),
-        ({"resolution": 256}, "add --size"),
-        ({"window": "8"}, "add --size"),
-        ({"task": "segmentation"}, "expected one of backbone, classification, encoder"),
-        ({"task": "segmentation"}, "encoder, image-reconstruction, masked-image-modeling"),
-        ({"task": "image_reconstruction", "upscale": 3}, r"--upscale is 3; it is one of \(2, 4\)"),
-        ({"task": "masked_image_modeling", "upscale": 2}, "for --task image-reconstruction only"),
-        ({"out_features": ("stage1",)}, "add --task backbone"),
-        ({"out_features": ("stage1",), "task": "encoder"}, "add --task backbone"),
-        ({"weights": Path("gone.pth")}, "gone.pth, which does not exist"),
-        ({"classes": 5, "size": "tiny"}, "--classes"),
-        ({"classes": 5, "weights": Path(__file__)}, "--classes"),
-        ({"classes": 0, "size": "tiny", "weights": Path(__file__)}, "--classes"),
-    ],
-)
-def test_requests_that_contradict_themselves_are_refused(request_: dict[str, Any], words: str) -> None:
-    """Before anything is loaded."""
-    with pytest.raises(SpecError, match=words):
-        SourceRequest(**request_)
-
-
 # --- folders and files -------------------------------------------------------------------------------------------------
 
 
-def test_a_huggingface_folder_is_read_whole(model: SwinV2, folder: Path) -> None:
+def test_a_huggingface_folder_is_read_whole(same_weights: SameWeights, model: SwinV2, folder: Path) -> None:
     """Architecture, weights and preprocessing come from it."""
     found = resolve(SourceRequest(model=str(folder)))
 
@@ -260,7 +54,9 @@ def test_a_hub_id_without_network_is_a_clear_error() -> None:
         resolve(SourceRequest(model="me/my-swin"))
 
 
-def test_a_hub_id_is_downloaded(model: SwinV2, folder: Path, small: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_downloaded(
+    hub_says: HubSays, same_weights: SameWeights, model: SwinV2, folder: Path, small: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is named for itself, or for the variant it publishes."""
     hub_says(monkeypatch, folder)
     found, published = (resolve(SourceRequest(model=name)) for name in ("me/my-swin", HUB_ID))
@@ -283,7 +79,7 @@ def test_a_file_given_as_model_points_to_the_option_for_files(weights_file: Path
         resolve(SourceRequest(model=str(weights_file)))
 
 
-def test_weights_with_their_variant_load(model: SwinV2, weights_file: Path, small: Variant) -> None:
+def test_weights_with_their_variant_load(same_weights: SameWeights, model: SwinV2, weights_file: Path, small: Variant) -> None:
     """Published preprocessing, the file's name and hash as origin."""
     found = resolve(SourceRequest(size="mini", weights=weights_file))
 
@@ -324,7 +120,7 @@ def test_preprocessing_that_is_guessed_is_said(folder: Path) -> None:
 
 
 def test_simmim_weights_bring_their_decoder_by_the_name_of_the_variant(
-    small: Variant, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    same_weights: SameWeights, small: Variant, make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the encoder alone is asked for."""
     masked = make_model(replace(small.config, task="masked_image_modeling", num_classes=0))
@@ -436,7 +232,7 @@ def test_an_unknown_feature_map_is_refused(tiny_artifact: ModelArtifact) -> None
 # --- untrained weights -------------------------------------------------------------------------------------------------
 
 
-def test_untrained_weights_depend_on_the_seed_alone(tiny_config: SwinV2Config) -> None:
+def test_untrained_weights_depend_on_the_seed_alone(same_weights: SameWeights, tiny_config: SwinV2Config) -> None:
     """Not on what was drawn before."""
     first = untrained_model(tiny_config, 0)
     torch.rand(7)

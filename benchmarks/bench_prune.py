@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure")
     parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="shares of the parameters to remove")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of the choice of images and of the training")
-    parser.add_argument("--epochs", type=int, default=RecoverSpec().epochs)
+    parser.add_argument("--epochs", type=int, help="passes over the images, where not the default of prune and of quantize")
     parser.add_argument("--run", type=Path, default=Path("runs/bench-prune"), help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, help="JSON file to write, and to go on from")
     parser.add_argument("--plot", type=Path, help="picture to draw from --out, instead of measuring")
@@ -88,8 +88,8 @@ class Bench:
             "processor": platform.processor() or platform.machine(),
             "torch": torch.__version__,
         }
-        epochs = arguments.epochs
-        self.longer = "" if epochs == 1 else f" epochs {epochs}"
+        self.recovery_epochs = arguments.epochs or RecoverSpec().epochs
+        self.int8_epochs = arguments.epochs or QatSpec().epochs
         self.facts = facts
         self.rows = {row["name"]: row for row in known_rows(arguments.out, facts)}
 
@@ -130,12 +130,12 @@ class Bench:
         """Before, after the cut and after recovery."""
         for seed in self.seeds:
             for share in self.shares:
-                name = f"recovery {share:g} seed {seed}{self.longer}"
+                name = f"recovery {share:g} seed {seed}{after(self.recovery_epochs)}"
                 if name in self.rows:
                     continue
                 spec = PruneSpec(measure="params", share=share, seed=seed)
                 trained = Recovery(
-                    spec=RecoverSpec(epochs=self.arguments.epochs, seed=seed),
+                    spec=RecoverSpec(epochs=self.recovery_epochs, seed=seed),
                     images=self.images,
                     teacher=self.artifact,
                     run=self.arguments.run / name.replace(" ", "-"),
@@ -153,25 +153,25 @@ class Bench:
                         "macs": [planned.before.macs, planned.after.macs],
                         "heads": [planned.before.heads, planned.after.heads],
                         "forms": {row.form: asdict(row) for row in made.accuracy},
-                        "epochs": self.arguments.epochs,
+                        "epochs": self.recovery_epochs,
                     },
                 )
-                if share == CUT_TO_INT8 and f"ptq {share:g} seed {seed}{self.longer}" not in self.rows:
+                name = f"ptq {share:g} seed {seed}{after(self.recovery_epochs)}"
+                if share == CUT_TO_INT8 and name not in self.rows:
                     ptq = quantize(made.artifact, int8(), self.images, self.folder / f"ptq-{seed}").artifact
-                    yield f"ptq {share:g} seed {seed}{self.longer}", self.judged(ptq, share, seed)
+                    yield name, self.judged(ptq, share, seed)
 
     def int8(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Cut, then trained with its rounding, in one run that learns from the unpruned model."""
         share = CUT_TO_INT8
         for seed in self.seeds:
-            name = f"qat {share:g} seed {seed}{self.longer}"
+            name = f"qat {share:g} seed {seed}{after(self.int8_epochs)}"
             if name in self.rows:
                 continue
             spec = PruneSpec(measure="params", share=share, seed=seed)
             planned = plan_pruning(self.artifact, spec, self.images)
             cut_only = prune_artifact(self.artifact, spec, planned, self.folder / f"cut-{seed}").artifact
-            recover = RecoverSpec(epochs=self.arguments.epochs)
-            qat = QatSpec(epochs=recover.epochs, learning_rate=recover.rate(share), seed=seed)
+            qat = QatSpec(epochs=self.int8_epochs, learning_rate=RecoverSpec().rate(share), seed=seed)
             made = quantize_aware(
                 cut_only,
                 int8(),
@@ -271,6 +271,11 @@ class Bench:
                 yield name, row
 
 
+def after(epochs: int) -> str:
+    """End of a row's name: nothing after one epoch."""
+    return "" if epochs == 1 else f" epochs {epochs}"
+
+
 def int8() -> QuantizeSpec:
     """How INT8 forms are calibrated."""
     return QuantizeSpec(calibrator="percentile", images=256, unsigned="never")
@@ -300,12 +305,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
         if row["part"] == "criteria":
             lines.setdefault(f"{row['criterion']}, cut only", {}).setdefault(row["share"], []).append(100 * row["top1"])
         elif row["part"] == "recovery" and "forms" in row:
-            lines.setdefault("taylor, recovered", {}).setdefault(row["share"], []).append(
-                100 * row["forms"]["recovered"]["top1"]
-            )
+            line = f"taylor, {row['epochs']} epoch{'s' * (row['epochs'] > 1)} of recovery"
+            lines.setdefault(line, {}).setdefault(row["share"], []).append(100 * row["forms"]["recovered"]["top1"])
             whole = 100 * row["forms"]["before"]["top1"]
     colors = {
-        "taylor, recovered": "#15803d",
+        "taylor, 1 epoch of recovery": "#86c49a",
+        "taylor, 3 epochs of recovery": "#15803d",
         "taylor": "#1d4ed8",
         "activation": "#f59e0b",
         "magnitude": "#9333ea",

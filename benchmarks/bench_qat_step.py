@@ -23,10 +23,11 @@ from calibration.collect import collect
 from calibration.dataset import Manifest
 from reference_model.model import SwinV2
 from reference_model.variants import find_variant
-from swinv2_deploy.modeling import quantization_sites
 from swinv2_deploy.modeling.fake_quant import fake_quantize
+from swinv2_deploy.modeling.sites import Policy, quantization_sites, watched_inputs
 from swinv2_deploy.modeling.source import bundled_artifact, source_from_artifact, source_from_variant
 
+POLICIES: tuple[Policy, ...] = ("linear", "attention")
 CASES = {"nano, 128 px, batch 32": ("nano", 128, 32), "tiny window 8, 256 px, batch 4": ("tiny", 256, 4)}
 
 
@@ -37,13 +38,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    print("| model | ranges | step over FP32 (quartiles) | with a teacher in both |\n|---|---|---|---|")
+    print("| model | policy | ranges | step over FP32 (quartiles) | with a teacher in both |\n|---|---|---|---|---|")
     rows = []
     for name, (size, resolution, batch) in CASES.items():
         for row in measure(name, model_of(size, resolution), torch.randn(batch, 3, resolution, resolution), arguments.rounds):
             rows.append(row)
             cells = [f"{row[key][1]:.2f} ({row[key][0]:.2f} to {row[key][2]:.2f})" for key in ("plain", "taught")]
-            print(f"| {name} | {row['ranges']} | {cells[0]} | {cells[1]} |", flush=True)
+            print(f"| {name} | {row['policy']} | {row['ranges']} | {cells[0]} | {cells[1]} |", flush=True)
     if arguments.out:
         content = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": arguments.rounds, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -57,14 +58,17 @@ def model_of(size: str, resolution: int) -> SwinV2:
 
 
 def measure(name: str, model: SwinV2, images: Tensor, rounds: int) -> list[dict[str, Any]]:
-    """Quartiles of time(with fake quantizers) / time(FP32), for frozen and learned ranges."""
-    ranges = ranges_on(model, images)
-    students = {"fp32": copy.deepcopy(model)}
-    for kind in ("frozen", "learned"):
-        students[kind] = copy.deepcopy(model)
-        fake_quantize(students[kind], ranges, learned=kind == "learned")
+    """Quartiles of time(with fake quantizers) / time(FP32), for each policy with frozen and learned ranges."""
+    plain = ("", "fp32")
+    students: dict[tuple[str, str], nn.Module] = {plain: copy.deepcopy(model)}
+    for policy in POLICIES:
+        ranges = ranges_on(model, images, policy)
+        for kind in ("frozen", "learned"):
+            students[policy, kind] = copy.deepcopy(model)
+            fake_quantize(students[policy, kind], ranges, learned=kind == "learned")
     optimizers = {kind: torch.optim.AdamW(student.parameters(), lr=1e-5) for kind, student in students.items()}
-    seconds: dict[str, list[float]] = {kind: [] for kind in students} | {"teacher": []}
+    seconds: dict[tuple[str, str], list[float]] = {kind: [] for kind in students}
+    teacher: list[float] = []
     for round_ in range(rounds + 1):
         for kind, student in students.items():
             spent = step(student, optimizers[kind], images)
@@ -74,17 +78,17 @@ def measure(name: str, model: SwinV2, images: Tensor, rounds: int) -> list[dict[
         with torch.no_grad():
             model(images)
         if round_:
-            seconds["teacher"].append(perf_counter() - started)
+            teacher.append(perf_counter() - started)
     return [
         {
             "model": name,
+            "policy": policy,
             "ranges": kind,
-            "plain": quantiles([a / b for a, b in zip(seconds[kind], seconds["fp32"], strict=True)], n=4),
-            "taught": quantiles(
-                [(a + t) / (b + t) for a, b, t in zip(seconds[kind], seconds["fp32"], seconds["teacher"], strict=True)], n=4
-            ),
+            "plain": quantiles([a / b for a, b in zip(spent, seconds[plain], strict=True)], n=4),
+            "taught": quantiles([(a + t) / (b + t) for a, b, t in zip(spent, seconds[plain], teacher, strict=True)], n=4),
         }
-        for kind in ("frozen", "learned")
+        for (policy, kind), spent in seconds.items()
+        if policy
     ]
 
 
@@ -99,10 +103,10 @@ def step(student: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -
     return perf_counter() - started
 
 
-def ranges_on(model: SwinV2, images: Tensor) -> dict[str, float]:
-    """Largest magnitude at every site."""
+def ranges_on(model: SwinV2, images: Tensor, policy: Policy) -> dict[str, float]:
+    """Largest magnitude of everything that enters a site."""
     nothing = "0" * 64  # noise is no photograph, and the weights are not asked about
-    sites = {site: site for site in quantization_sites(model.config)}
+    sites = watched_inputs(quantization_sites(model.config, policy))
     return collect(model, [images], sites, manifest=Manifest({"noise": nothing}), model_sha256=nothing).amax
 
 

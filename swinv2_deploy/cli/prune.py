@@ -57,7 +57,7 @@ def prune_command(
     recover: Annotated[
         bool, typer.Option("--recover/--no-recover", help="Train the cut model to answer as the whole one did.")
     ] = True,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the photographs. Default: 1.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the photographs. Default: 3.")] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Cuts on the way to the budget, with an epoch between. Default: 1.")
     ] = None,

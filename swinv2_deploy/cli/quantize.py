@@ -62,9 +62,7 @@ def quantize_command(
     method: Annotated[
         str, typer.Option("--method", help="ptq quantizes the weights as they are, qat trains them with their rounding first.")
     ] = "ptq",
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 1, or as prune's.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="qat: passes over the images. Default: 1.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--lr", help="qat: peak learning rate. Default: 1e-6 or prune's.")
     ] = None,

@@ -38,7 +38,7 @@ def qat_spec(
 ) -> QatSpec | None:
     """The recipe, or None for ``ptq``.
 
-    A model that lacks a share ``removed`` of what it was, and was not trained since, takes the defaults of a recovery.
+    A model that lacks a share ``removed`` of what it was, and was not trained since, takes the learning rate of a recovery.
 
     Raises:
         SpecError: On an unknown method, or options of training without it.
@@ -50,8 +50,7 @@ def qat_spec(
     if method not in METHODS:
         raise SpecError(f"--method is {method!r}; expected one of {', '.join(METHODS)}.")
     if method == "qat":
-        recovery = RecoverSpec()
-        defaults = {"epochs": recovery.epochs, "learning_rate": recovery.rate(removed)} if removed else {}
+        defaults = {"learning_rate": RecoverSpec().rate(removed)} if removed else {}
         return QatSpec(**defaults | given, seed=seed)
     unused = sorted(given) + [name for name, path in (("run", run), ("teacher", teacher)) if path is not None]
     if unused:

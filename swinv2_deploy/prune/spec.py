@@ -118,7 +118,7 @@ class RecoverSpec:
         seed: Seeds order and augmentation.
     """
 
-    epochs: int = 1
+    epochs: int = 3
     steps: int = 1
     between_epochs: int = 1
     learning_rate: float | None = None

@@ -21,20 +21,16 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from torch import Tensor
 
-from benchmarks.bench_resume import SPEC, images, toy
+from benchmarks.bench_resume import SPEC, failing, images, toy
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.errors import TrainingStopped
 from swinv2_deploy.training import train
 from swinv2_deploy.training.sharding import own_part
-from swinv2_deploy.training.state import TrainingState
-from swinv2_deploy.training.step import Stepper
 
 RECIPE = replace(SPEC, epochs=4, batch_size=8, accumulate=1)  # 24 steps
 STEPS = 20
@@ -70,14 +66,8 @@ def work(folder: Path, rank: int, world: int, port: int, case: Case, pipe: Conne
         os.environ.update({name: str(value) for name, value in (meeting | places).items()})
     told: list[dict[str, Any]] = []
     model = toy(moves=0.0)  # a range that followed the images would follow those of each part
-    gradients = Stepper._gradients
-
-    def failing(self: Stepper, state: TrainingState, batch: Tensor, targets: Tensor) -> float:
-        loss = gradients(self, state, batch, targets)
-        return float("nan") if state.step == case.fails_at and state.rate_factor == 1 else loss
-
     weights: list[float] = []
-    with patch.object(Stepper, "_gradients", failing), suppress(TrainingStopped):
+    with failing(case.fails_at), suppress(TrainingStopped):
         result = train(
             model,
             replace(RECIPE, accumulate=case.accumulate),

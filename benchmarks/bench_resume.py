@@ -19,7 +19,8 @@ import random
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -103,21 +104,29 @@ def images() -> TrainingImages:
     return made
 
 
+@contextmanager
+def failing(at: int) -> Iterator[None]:
+    """In this block the loss of a step is no number until the run went back."""
+    gradients = Stepper._gradients
+
+    def measure(self: Stepper, state: TrainingState, batch: Tensor, targets: Tensor) -> float:
+        loss = gradients(self, state, batch, targets)
+        return float("nan") if state.step == at and state.rate_factor == 1 else loss
+
+    with patch.object(Stepper, "_gradients", measure):
+        yield
+
+
 def work(folder: Path, pipe: Connection, torn_save: int) -> None:
     """Train in this process, telling each step; half way through checkpoint number ``torn_save``, tell it and wait for the end."""
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    gradients = Stepper._gradients
-
-    def failing(self: Stepper, state: TrainingState, batch: Tensor, targets: Tensor) -> float:
-        loss = gradients(self, state, batch, targets)
-        return float("nan") if state.step == FAILS_AT and state.rate_factor == 1 else loss
 
     def tell(figures: dict[str, Any]) -> None:
         if "steps" in figures:
             pipe.send(figures["step"])
 
-    with patch.object(Stepper, "_gradients", failing), patch.object(checkpoint, "save_tensors", torn(pipe, torn_save)):
+    with failing(FAILS_AT), patch.object(checkpoint, "save_tensors", torn(pipe, torn_save)):
         result = train(
             toy(),
             SPEC,

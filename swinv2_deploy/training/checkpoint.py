@@ -17,7 +17,7 @@ from torch import Tensor
 from swinv2_deploy.atomic import flush, locked, made_parents
 from swinv2_deploy.errors import ArtifactLocked, TrainingError
 from swinv2_deploy.modeling.io import save_tensors
-from swinv2_deploy.training.sharding import cut_like, is_sharded, own_part, part_like, whole
+from swinv2_deploy.training.sharding import cut_like, is_sharded, own_part, whole
 from swinv2_deploy.training.state import Snapshot, TrainingState
 
 FILE_NAME = "checkpoint.safetensors"
@@ -79,15 +79,12 @@ def save_checkpoint(folder: Path, state: TrainingState, identity: Identity, *, w
     snapshot = state.snapshot
     progress: dict[str, Any] = {"schema": SCHEMA} | {name: getattr(state, name) for name in NUMBERS}
     progress |= {"spec": identity.spec, "images_sha256": identity.images_sha256, "teacher_sha256": identity.teacher_sha256}
-    sharded = is_sharded(state.model)
-    if snapshot is not None and snapshot.step == state.step and not sharded:
+    if snapshot is not None and snapshot.step == state.step and not is_sharded(state.model):
         tensors = snapshot.tensors
     else:
-        current = state.tensors()
-        tensors = _put_together(current, keep=writes)
+        tensors = _put_together(state.tensors(), keep=writes)
         if snapshot is not None and snapshot.step != state.step:
-            own = {f"{EARLIER}{name}": part_like(value, current[name]) for name, value in snapshot.tensors.items()}
-            tensors |= _put_together(own, keep=writes)
+            tensors |= _put_together({f"{EARLIER}{name}": value for name, value in state.earlier().items()}, keep=writes)
             progress |= {"earlier_step": snapshot.step, "earlier_loss_sum": snapshot.loss_sum}
     if not writes:
         return
@@ -146,13 +143,13 @@ def load_checkpoint(folder: Path, state: TrainingState, identity: Identity) -> b
     earlier = {name.removeprefix(EARLIER): value for name, value in tensors.items() if name.startswith(EARLIER)}
     try:
         state.restore({name: value for name, value in tensors.items() if not name.startswith(EARLIER)})
+        now = state.tensors() if earlier else {}
+        earlier = {name: own_part(cut_like(value, now[name])).to("cpu") for name, value in earlier.items()}
     except (KeyError, RuntimeError) as error:
         raise TrainingError(f"{path} does not fit this model ({error}); use another --run folder, or delete it.") from error
     for name, value in numbers.items():
         setattr(state, name, value)
     if earlier:
-        current = state.tensors()
-        earlier = {name: own_part(cut_like(value, current[name])).to("cpu") for name, value in earlier.items()}
         state.snapshot = Snapshot(earlier, progress["earlier_step"], progress["earlier_loss_sum"])
     return True
 

@@ -24,7 +24,7 @@ from swinv2_deploy.training.distill import check_teacher, fingerprint
 from swinv2_deploy.training.epochs import Report, Run
 from swinv2_deploy.training.processes import asked_to_shard, join_processes, mean_over, rows_of
 from swinv2_deploy.training.schedule import parameter_groups
-from swinv2_deploy.training.sharding import shard, whole
+from swinv2_deploy.training.sharding import saved_buffers, shard, whole
 from swinv2_deploy.training.spec import TrainSpec
 from swinv2_deploy.training.state import TrainingState
 from swinv2_deploy.training.step import Stepper
@@ -118,11 +118,12 @@ def train(
                 parallel=accelerator.prepare_model(model) if accelerator.num_processes > 1 and not sharded else model,
                 teacher=None if teacher is None else teacher.to(accelerator.device).eval(),
                 rows=rows,
+                buffers=saved_buffers(model) if sharded else (),
             ),
             training=training,
             preprocessing=preprocessing,
             classes=classes,
-            save=lambda: save_checkpoint(folder, state, identity, writes=main) if main or sharded else None,
+            save=lambda: save_checkpoint(folder, state, identity, writes=main),
             report=(report if main else None) or (lambda _: None),
             stop=stop or (lambda: 0),
         )

@@ -34,10 +34,10 @@ def shard(model: Module, accelerator: Accelerator) -> Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    whole = {parameter for parameter in model.parameters() if parameter.ndim == 0}
+    single = {parameter for parameter in model.parameters() if parameter.ndim == 0}
     for module in [module for module in model.modules() if isinstance(module, Block)]:
-        fully_shard(module, mesh=mesh, ignored_params=whole)
-    fully_shard(model, mesh=mesh, ignored_params=whole)
+        fully_shard(module, mesh=mesh, ignored_params=single)
+    fully_shard(model, mesh=mesh, ignored_params=single)
     return model
 
 
@@ -76,25 +76,13 @@ def part_like(own: Tensor, like: Tensor) -> Tensor:
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every process holds whole, parted as ``like`` is; no process asks another."""
-    if not is_part(like):
+    """A tensor parted as ``like`` is, from one that every process holds whole, or that is; no process asks another."""
+    if is_part(value) or not is_part(like):
         return value
     from torch.distributed.tensor import distribute_tensor
 
     given: Any = like
     return distribute_tensor(value.to(like.device), given.device_mesh, given.placements, src_data_rank=None)
-
-
-def set_to(target: Tensor, value: Tensor) -> None:
-    """Write into a tensor, parted or not, what every process holds whole.
-
-    Raises:
-        RuntimeError: When the shapes differ.
-    """
-    if target.shape != value.shape:
-        raise RuntimeError(f"a shape of {tuple(value.shape)} instead of {tuple(target.shape)}")
-    with torch.no_grad():
-        own_part(target).copy_(own_part(cut_like(value, target)))
 
 
 @contextmanager
@@ -114,12 +102,16 @@ def share_whole(model: nn.Module, reduce: Callable[[Tensor], Tensor]) -> None:
             parameter.grad.copy_(reduce(parameter.grad))
 
 
-def same_buffers(model: nn.Module) -> None:
-    """Give every process the first one's buffers, as plain data parallelism does; those that are not saved never change."""
+def saved_buffers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the buffers that a checkpoint keeps; the others never change."""
     saved = model.state_dict()
-    for name, buffer in model.named_buffers():
-        if name in saved:
-            torch.distributed.broadcast(buffer, 0)
+    return tuple(name for name, _ in model.named_buffers() if name in saved)
+
+
+def same_buffers(model: nn.Module, names: Iterable[str]) -> None:
+    """Give every process the first one's buffers of these names, as plain data parallelism does."""
+    for name in names:
+        torch.distributed.broadcast(model.get_buffer(name), 0)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_deploy.errors import TrainingError
-from swinv2_deploy.training.sharding import cut_like, is_sharded, own_part, part_like, set_to
+from swinv2_deploy.training.sharding import cut_like, own_part, part_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class TrainingState:
         return {name: value.detach() for name, value in found.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`tensors` gave, every tensor whole, in place.
+        """Take over what :meth:`tensors` gave, parted or whole, in place.
 
         Raises:
             RuntimeError: When names or shapes are not those of this model, as ``load_state_dict`` does.
@@ -84,22 +84,19 @@ class TrainingState:
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = value
-        if is_sharded(self.model):
-            _set_all(self.model.state_dict(), parts["model"])
-        else:
-            self.model.load_state_dict(parts["model"])
+        own = self.model.state_dict()
+        self.model.load_state_dict({name: cut_like(value, own.get(name, value)) for name, value in parts["model"].items()})
         parameters = dict(self.model.named_parameters())
         shapes = {name: tuple(value.shape) for name, value in parts["average"].items()}
         if shapes != {name: tuple(parameter.shape) for name, parameter in parameters.items()}:
             raise RuntimeError("its averages have other names or shapes")
         for name, value in parts["average"].items():
-            set_to(self.average[name], value)
+            self.average[name].copy_(cut_like(value, self.average[name]))
         self.optimizer.state.clear()
         for name, value in parts["optimizer"].items():
             key, _, parameter_name = name.partition(".")
             parameter = parameters[parameter_name]
-            # AdamW counts its steps in main memory.
-            if key == "step":
+            if key == "step":  # which AdamW counts in main memory
                 self.optimizer.state[parameter][key] = value.to("cpu", copy=True)
             else:
                 self.optimizer.state[parameter][key] = cut_like(value.to(parameter.device, copy=True), parameter)
@@ -108,6 +105,13 @@ class TrainingState:
         """Make this moment the last good state."""
         copied = {name: own_part(value).to("cpu", copy=True).contiguous() for name, value in self.tensors().items()}
         self.snapshot = Snapshot(copied, self.step, self.loss_sum)
+
+    def earlier(self) -> dict[str, Tensor]:
+        """The last good state as :meth:`tensors` gave it, parted where the model is sharded; nothing where there is none."""
+        if self.snapshot is None:
+            return {}
+        now = self.tensors()
+        return {name: part_like(value, now[name]) for name, value in self.snapshot.tensors.items()}
 
     def roll_back(self, cause: str, factor: float) -> dict[str, Any]:
         """Go back to the last good state and lower the learning rate; returns the record of it.
@@ -129,26 +133,9 @@ class TrainingState:
             "learning_rate_factor": self.rate_factor,
         }
         self.rollbacks.append(record)
-        self._restore_own(self.snapshot.tensors)
+        self.restore(self.earlier())
         self.step, self.loss_sum = self.snapshot.step, self.snapshot.loss_sum
         return record
-
-    def _restore_own(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what this process holds of every tensor."""
-        if not is_sharded(self.model):
-            self.restore(tensors)
-            return
-        parameters = dict(self.model.named_parameters())
-        self.optimizer.state.clear()
-        found = self.tensors()
-        for name, value in tensors.items():
-            if name in found:
-                own_part(found[name]).copy_(value)
-                continue
-            key, _, parameter_name = name.removeprefix("optimizer.").partition(".")
-            parameter = parameters[parameter_name]
-            copied = value.to("cpu", copy=True)
-            self.optimizer.state[parameter][key] = copied if key == "step" else part_like(copied, parameter)
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -157,15 +144,3 @@ class TrainingState:
         decay = min(decay, self.step / (self.step + 10))
         for name, parameter in self.model.named_parameters():
             self.average[name].lerp_(parameter, 1 - decay)
-
-
-def _set_all(found: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Write values into the tensors of the same names.
-
-    Raises:
-        RuntimeError: When there are others, or they have other shapes.
-    """
-    if found.keys() != values.keys():
-        raise RuntimeError(f"other names, such as {sorted(found.keys() ^ values.keys())[:3]}")
-    for name, value in values.items():
-        set_to(found[name], value)

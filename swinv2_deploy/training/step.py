@@ -32,6 +32,7 @@ class Stepper:
         parallel: The model, wrapped where processes share gradients; sharded, it is the model itself.
         teacher: FP32 model in eval mode to learn from, or None.
         rows: Rows of the batch that this process takes.
+        buffers: Buffers of a sharded model that every process takes from the first one.
     """
 
     spec: TrainSpec
@@ -39,6 +40,7 @@ class Stepper:
     parallel: nn.Module
     teacher: nn.Module | None
     rows: range
+    buffers: tuple[str, ...] = ()
 
     def __call__(self, state: TrainingState, images: Tensor, targets: Tensor, rate: float) -> tuple[float, str]:
         """Make one step, or leave the state alone where a number is not finite.
@@ -71,7 +73,7 @@ class Stepper:
         """Sum the gradients of the parts of a batch; returns the mean loss."""
         total, parts, sharded = 0.0, self.spec.accumulate, is_sharded(state.model)
         if sharded:
-            same_buffers(state.model)
+            same_buffers(state.model, self.buffers)
         size = len(images) // parts
         for part in range(parts):
             # Stochastic depth draws from the global generator: seeding it by step makes a resumed run draw the same, and each part

@@ -68,6 +68,8 @@ class StageAttention:
         self.has_bias = config.qkv_bias
         fixed = windows.fixed_window
         self.biases: dict[int, ir.Value] = self._fixed_biases(fixed) if fixed else {}
+        self.first_row: ir.Value | None = None
+        """Row in which the table in use begins, a vector of one element; None where there is only one."""
         self.bias_tables = [] if fixed else self._bias_tables()
 
     def write(self, block: int, x: ir.Value, gemm: Linear) -> ir.Value:
@@ -136,7 +138,7 @@ class StageAttention:
             table, members = next(group for group in self.bias_tables if block in group[1])
             graph, heads = self.graph, sum(self.heads[member] for member in members)
             with graph.root_scope(f"{self.prefix}.position_bias"):
-                biases = self.windows.position_bias(table, heads)
+                biases = self.windows.position_bias(table, heads, self.first_row)
                 parts = graph.split(biases, [self.heads[member] for member in members], 0, "bias")
             self.biases.update(zip(members, parts, strict=True))
         return self.biases[block]
@@ -159,7 +161,7 @@ class StageAttention:
         groups = [blocks] if together else [range(block, block + 1) for block in blocks]
         with graph.root_scope(f"{self.prefix}.position_bias"):
             if not self.pretrained:
-                table = graph.op("Transpose", self._computed_table(), perm=[1, 0], name="table_by_position")
+                table = self._computed_tables()
                 sizes = [sum(self.heads[block] for block in group) for group in groups]
                 return list(zip(graph.split(table, sizes, 1, "table"), groups, strict=True))
         tables = self._tables((side, side))
@@ -180,8 +182,29 @@ class StageAttention:
             tables.append((BIAS_LIMIT / (1 + np.exp(-(hidden @ second.T)))).T.astype(np.float32))
         return tables
 
-    def _computed_table(self) -> ir.Value:
-        """(K, T) for the largest window, with coordinates normalized by the window in use: the log-CPB MLPs side by side."""
+    def _computed_tables(self) -> ir.Value:
+        """Tables (T, K) of the window in use; where that can be the largest, (T + count, K): of the largest one, then computed.
+
+        Most images are as large as the largest window asks. For them the MLPs run over a single position instead of all; not over
+        none, since runtimes differ in what they do with tensors of no elements.
+        """
+        graph, windows, side = self.graph, self.windows, self.windows.window_size
+        if not windows.may_be_largest:
+            return graph.op("Transpose", self._computed_table(None), perm=[1, 0], name="table_by_position")
+        positions = graph.ints((2 * side - 1) ** 2)
+        with graph.root_scope(f"{self.prefix}.windows"):
+            smaller = graph.op("Less", windows.window_tokens, graph.ints(side * side), name="smaller_window")
+            count = graph.op("Where", smaller, positions, graph.ints(1), name="computed_positions")
+            self.first_row = graph.op("Where", smaller, positions, graph.ints(0), name="first_row")
+        computed = graph.op("Transpose", self._computed_table(count), perm=[1, 0], name="table_by_position")
+        stored = graph.weight(f"{self.prefix}.position_bias_table", np.concatenate(self._tables((side, side))).T)
+        return graph.op("Concat", stored, computed, axis=0, name="tables")
+
+    def _computed_table(self, count: ir.Value | None) -> ir.Value:
+        """(K, T), or (K, count), for the largest window, with coordinates normalized by the window in use.
+
+        The log-CPB MLPs of the blocks stand side by side.
+        """
         graph = self.graph
         first, bias, second = zip(*(self._mlp(block) for block in range(len(self.heads))), strict=True)
         most = max(self.heads)
@@ -191,8 +214,9 @@ class StageAttention:
         hidden = graph.op(
             "Gemm",
             graph.weight(f"{self.prefix}.cpb_mlp.0.weight", np.concatenate(first)),
-            self._coords(),
+            self._coords(count),
             graph.weight(f"{self.prefix}.cpb_mlp.0.bias", np.concatenate(bias)[:, None]),
+            transB=1,
             name="cpb_mlp.0",
         )
         hidden = graph.reshape(graph.op("Relu", hidden, name="cpb_mlp.1"), len(self.heads), CPB_HIDDEN, -1, name="by_block")
@@ -203,21 +227,21 @@ class StageAttention:
             raw = graph.op("Gather", raw, graph.ints(*kept), axis=0, name="kept_heads")
         return graph.op("Mul", graph.op("Sigmoid", raw, name="sigmoid"), graph.float(BIAS_LIMIT), name="table")
 
-    def _coords(self) -> ir.Value:
-        """Log-spaced coordinates (2, T) of the largest window's relative positions, normalized by the window in use."""
+    def _coords(self, count: ir.Value | None) -> ir.Value:
+        """Log-spaced coordinates (T, 2), or the first (count, 2), of the largest window, normalized by the window in use."""
         graph, reach = self.graph, self.windows.window_size - 1
-        offsets = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+        offsets = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).T
         with graph.root_scope(f"{self.prefix}.windows"):
             # An axis of one token has the single coordinate 0, whatever it is divided by.
             span = graph.op(
                 "Max", graph.op("Sub", self.windows.window, graph.ints(1), name="window_less_1"), graph.ints(1), name="span"
             )
-            span = graph.reshape(graph.op("Cast", span, to=ir.DataType.FLOAT, name="span_float"), 2, 1, name="spans")
+            span = graph.op("Cast", span, to=ir.DataType.FLOAT, name="span_float")
             magnitude = graph.op("Div", graph.constant(np.abs(8 * offsets).astype(np.float32)), span, name="times_8")
             magnitude = graph.op("Log", graph.op("Add", magnitude, graph.float(1.0), name="plus_1"), name="log")
-            return graph.op(
-                "Mul", magnitude, graph.constant((np.sign(offsets) / np.log(8.0)).astype(np.float32)), name="coords"
-            )
+            signs = graph.constant((np.sign(offsets) / np.log(8.0)).astype(np.float32))
+            coords = graph.op("Mul", magnitude, signs, name="coords")
+            return coords if count is None else graph.slice(coords, graph.ints(0), count, axes=(0,), name="computed_coords")
 
     def _mlp(self, block: int) -> tuple[Array, Array, Array]:
         prefix = f"{self.prefix}.blocks.{block}.attn.cpb_mlp"

@@ -17,7 +17,7 @@ from reference_model.masking import patch_count
 from swinv2_deploy.artifacts import ResolutionRange
 from swinv2_deploy.export.attention_graph import Array, StageAttention
 from swinv2_deploy.export.graph import GraphBuilder
-from swinv2_deploy.export.window_graph import MapSize, StageWindows
+from swinv2_deploy.export.window_graph import MapSize, StageWindows, map_sizes
 
 
 class SwinGraph:
@@ -49,13 +49,16 @@ class SwinGraph:
         inputs = [pixels]
         if config.task == "masked_image_modeling":
             inputs.append(self._mask_input())
-        x, size = self._patch_embed(*inputs)
-        features = {"stem": (x, size)}
-        for stage in range(config.num_stages):
-            x, merged, size_after = self._stage(stage, x, size)
+        x, sizes = self._patch_embed(*inputs)
+        features = {"stem": (x, sizes[0])}
+        for stage, size in enumerate(sizes):
+            scope = f"layers.{stage}.windows"
+            windows = StageWindows(graph, size, config.window_size, scope, self.batch, config.window_policy)
+            x = self._stage(stage, x, windows)
             features[f"stage{stage + 1}"] = (x, size)
-            x, size = merged, size_after
-        outputs = [self._image(x, size, pixels)] if config.task in DECODER_TASKS else self._outputs(x, features)
+            if stage + 1 < len(sizes):
+                x = self._merge(stage, x, windows, sizes[stage + 1])
+        outputs = [self._image(x, sizes[-1], pixels)] if config.task in DECODER_TASKS else self._outputs(x, features)
         return graph.model(inputs, outputs, name="swinv2", producer_version=producer_version)
 
     def _mask_input(self) -> ir.Value:
@@ -71,15 +74,13 @@ class SwinGraph:
             return self.graph.ints(*self.resolutions.opt)
         return self.graph.op("Shape", pixels, start=2, end=4, name="image_size")
 
-    def _map_size(self, pixels: ir.Value) -> MapSize:
-        """Size of the first stage's map."""
-        graph, patch = self.graph, self.config.patch_size
-        low, high = self.resolutions.min, self.resolutions.max
-        rounded = graph.op("Add", self._image_size(pixels), graph.ints(patch - 1, patch - 1), name="rounded_size")
-        value = graph.op("Div", rounded, graph.ints(patch, patch), name="map_size")
-        return MapSize(value, (-(-low[0] // patch), -(-low[1] // patch)), (-(-high[0] // patch), -(-high[1] // patch)))
+    def _map_sizes(self, pixels: ir.Value) -> list[MapSize]:
+        """Sizes of the stages' maps."""
+        config, sides = self.config, self.resolutions
+        strides = [config.patch_size * 2**stage for stage in range(config.num_stages)]
+        return map_sizes(self.graph, self._image_size(pixels), sides.min, sides.max, strides, config.window_size)
 
-    def _patch_embed(self, pixels: ir.Value, hidden: ir.Value | None = None) -> tuple[ir.Value, MapSize]:
+    def _patch_embed(self, pixels: ir.Value, hidden: ir.Value | None = None) -> tuple[ir.Value, list[MapSize]]:
         graph, config = self.graph, self.config
         patch = config.patch_size
         # Padding by patch-1 inside the convolution completes the last patch and, with a stride of a patch, adds none.
@@ -100,12 +101,12 @@ class SwinGraph:
             x = graph.reshape(x, -1, config.embed_dim, name="tokens")
             if config.patch_norm:
                 x = self._layer_norm(x, "patch_embed.norm")
-            size = self._map_size(pixels)
+            sizes = self._map_sizes(pixels)
             if hidden is not None:
-                x = self._hide(x, hidden, size)
+                x = self._hide(x, hidden, sizes[0])
             if config.use_absolute_embeddings:
-                x = self._add_position(x, size)
-        return x, size
+                x = self._add_position(x, sizes[0])
+        return x, sizes
 
     def _hide(self, x: ir.Value, hidden: ir.Value, size: MapSize) -> ir.Value:
         """The mask token in the place of hidden patches."""
@@ -139,20 +140,15 @@ class SwinGraph:
         batched = graph.reshape(x, self.batch, -1, dim, name="batched")
         return graph.reshape(graph.op("Add", batched, flat, name="position"), -1, dim, name="positioned")
 
-    def _stage(self, stage: int, x: ir.Value, size: MapSize) -> tuple[ir.Value, ir.Value, MapSize]:
-        """The stage's tokens, those after patch merging, and the merged size."""
+    def _stage(self, stage: int, x: ir.Value, windows: StageWindows) -> ir.Value:
+        """The stage's tokens behind its blocks."""
         graph, config = self.graph, self.config
-        scope = f"layers.{stage}.windows"
-        windows = StageWindows(graph, size, config.window_size, scope, self.batch, config.window_policy)
         attention = StageAttention(graph, config, self.weights, stage, windows)
         with graph.scope(f"layers.{stage}"):
             for block in range(config.depths[stage]):
                 with graph.scope(f"blocks.{block}"):
                     x = self._block(stage, block, x, attention)
-            if stage == config.num_stages - 1:
-                return x, x, size
-            with graph.scope("downsample"):
-                return x, self._merge(stage, x, windows), size.merged(graph)
+        return x
 
     def _block(self, stage: int, block: int, x: ir.Value, attention: StageAttention) -> ir.Value:
         graph, config = self.graph, self.config
@@ -171,13 +167,16 @@ class SwinGraph:
             x = self._layer_norm(x, f"{prefix}.norm3")
         return x
 
-    def _merge(self, stage: int, x: ir.Value, windows: StageWindows) -> ir.Value:
+    def _merge(self, stage: int, x: ir.Value, windows: StageWindows, merged: MapSize) -> ir.Value:
+        """Tokens of the next stage."""
         graph, dim = self.graph, self.config.stage_dim(stage)
-        x = windows.zero_row(x, dim) if windows.merge_may_pad else windows.split_images(x, dim, "batched")
-        x = windows.read(x, windows.merge_indices(), "neighbors")
-        x = graph.reshape(x, -1, 4 * dim, name="neighbor_rows")
-        x = self._gemm(x, f"layers.{stage}.downsample.reduction.weight", None, name="reduction")
-        return self._layer_norm(x, f"layers.{stage}.downsample.norm")
+        prefix = f"layers.{stage}.downsample"
+        with graph.scope(prefix):
+            x = windows.zero_row(x, dim) if windows.merge_may_pad else windows.split_images(x, dim, "batched")
+            x = windows.read(x, windows.merge_indices(merged.value), "neighbors")
+            x = graph.reshape(x, -1, 4 * dim, name="neighbor_rows")
+            x = self._gemm(x, f"{prefix}.reduction.weight", None, name="reduction")
+            return self._layer_norm(x, f"{prefix}.norm")
 
     def _outputs(self, x: ir.Value, features: Mapping[str, tuple[ir.Value, MapSize]]) -> list[ir.Value]:
         graph, config = self.graph, self.config

@@ -37,22 +37,43 @@ class MapSize:
         value: Height and width in tokens, an int64 vector, constant where one size is exported.
         smallest: The smallest height and width inside the declared range.
         largest: The largest ones.
+        count: Windows of the wanted size along each axis, one that sticks out included; an int64 vector.
     """
 
     value: ir.Value
     smallest: tuple[int, int]
     largest: tuple[int, int]
+    count: ir.Value
 
     @property
     def known(self) -> tuple[int, int] | None:
         """The size where the range has only one."""
         return self.smallest if self.smallest == self.largest else None
 
-    def merged(self, graph: GraphBuilder) -> MapSize:
-        """The map after patch merging."""
-        half = graph.op("Div", graph.op("Add", self.value, graph.ints(1, 1), name="even"), graph.ints(2, 2), name="merged_size")
-        low, high = self.smallest, self.largest
-        return MapSize(half, (-(-low[0] // 2), -(-low[1] // 2)), (-(-high[0] // 2), -(-high[1] // 2)))
+
+def map_sizes(
+    graph: GraphBuilder, image: ir.Value, low: tuple[int, int], high: tuple[int, int], strides: list[int], window_size: int
+) -> list[MapSize]:
+    """Sizes of the maps of all stages, in tokens of ``strides`` px, from height and width of the image and their range in px.
+
+    Computed side by side: a stage's map is half of the one before, rounded up, which is the image over the stride, rounded up.
+    """
+    images = graph.op("Concat", *[image] * len(strides), axis=0, name="image_sizes")
+    values = _rounded_up(graph, images, [stride for stride in strides for _ in range(2)], "map_sizes")
+    counts = _rounded_up(graph, values, [window_size] * (2 * len(strides)), "window_counts")
+    pairs = [2] * len(strides)
+    parts = zip(graph.split(values, pairs, 0, "map_size"), graph.split(counts, pairs, 0, "window_count"), strict=True)
+    ends = (tuple((-(-low[axis] // stride), -(-high[axis] // stride)) for axis in (0, 1)) for stride in strides)
+    return [
+        MapSize(value, (rows[0], columns[0]), (rows[1], columns[1]), count)
+        for (value, count), (rows, columns) in zip(parts, ends, strict=True)
+    ]
+
+
+def _rounded_up(graph: GraphBuilder, values: ir.Value, divisors: list[int], name: str) -> ir.Value:
+    """Quotients, rounded up."""
+    reach = graph.op("Add", values, graph.ints(*(divisor - 1 for divisor in divisors)), name=f"reach_of_{name}")
+    return graph.op("Div", reach, graph.ints(*divisors), name=name)
 
 
 class StageWindows:
@@ -102,9 +123,10 @@ class StageWindows:
                 self.window = graph.ints(*self.fixed_window)
             # A fixed window is smaller than the wanted one only where the map is one window: the wanted one counts as well. By the
             # window itself, TensorRT, which bounds a quotient by its smallest divisor, would reserve memory for too many windows.
-            divisor = self.window if policy == "adaptive" else limit
-            less = graph.op("Sub", divisor, graph.ints(1, 1), name="divisor_less_1")
-            self.count = graph.op("Div", graph.op("Add", size.value, less, name="reach"), divisor, name="window_count")
+            self.count = size.count
+            if policy == "adaptive":
+                less = graph.op("Sub", self.window, graph.ints(1, 1), name="window_less_1")
+                self.count = graph.op("Div", graph.op("Add", size.value, less, name="reach"), self.window, name="window_count")
             self.padded = graph.op("Mul", self.count, self.window, name="padded")
             self.window_tokens = graph.op("ReduceProd", self.window, keepdims=1, name="window_tokens")
 
@@ -186,8 +208,8 @@ class StageWindows:
                 index = graph.op("Tile", index, graph.shape(self.batch, 1), name="mask_indices")
             return graph.op("Gather", masks, index, axis=0, name="shift_mask")
 
-    def position_bias(self, table: ir.Value, heads: int) -> ir.Value:
-        """(k, N, N) from the table (R*R, k) of the largest window.
+    def position_bias(self, table: ir.Value, heads: int, first_row: ir.Value | None) -> ir.Value:
+        """(k, N, N) from the table (R*R, k) of the largest window, which begins in ``first_row``.
 
         Gathered twice, so that all moves in rows: first, for every difference of rows and every column, the biases to all columns,
         of all heads at once; of these, turned, every pair of places reads one row of ``w`` numbers.
@@ -195,26 +217,29 @@ class StageWindows:
         graph, side = self.graph, self.window_size
         step, places = 2 * side - 1, np.arange(side)
         differences = places[:, None] - places + side - 1
-        column_index = (np.arange(step)[:, None, None] * step + differences).astype(np.int32)
+        column_index = np.arange(step)[:, None, None] * step + differences
         row_index = (differences[:, None, :] * side + places[:, None]).astype(np.int32)
         width = graph.op("Gather", self.window, graph.ints(1), axis=0, name="window_width")
         ends = graph.op("Gather", self.window, graph.ints(0, 1, 0), axis=0, name="row_ends")
-        columns = graph.slice(graph.constant(column_index), graph.ints(0), width, axes=(2,), name="column_index")
+        columns = graph.slice(
+            graph.constant(column_index.astype(np.int64)), graph.ints(0), width, axes=(2,), name="column_index"
+        )
         rows = graph.slice(graph.constant(row_index), graph.ints(0, 0, 0), ends, axes=(0, 1, 2), name="row_index")
+        if first_row is not None:
+            columns = graph.op("Add", columns, first_row, name="column_rows")
         bias = graph.op("Gather", table, columns, axis=0, name="to_columns")
         bias = graph.op("Transpose", bias, perm=[3, 0, 1, 2], name="to_columns_by_head")
         bias = graph.reshape(bias, heads, step * side, -1, name="rows_to_columns")
         bias = graph.op("Gather", bias, rows, axis=1, name="to_places")
         return graph.reshape(bias, heads, self.window_tokens, self.window_tokens, name="biases")
 
-    def merge_indices(self) -> ir.Value:
-        """For patch merging: the four tokens of every merged one, (B * H/2 * W/2 * 4,).
+    def merge_indices(self, half: ir.Value) -> ir.Value:
+        """For patch merging to a map of ``half``: the four tokens of every merged one, (B * H/2 * W/2 * 4,).
 
         Neighbors come in the published order (0,0), (1,0), (0,1), (1,1) of (row, column); beyond an odd edge stands row 0.
         """
         graph = self.graph
         with graph.root_scope(self.scope):
-            half = self.size.merged(graph).value
             grid = self._grid(padded=self.merge_may_pad)
             if self.merge_may_pad:
                 even = graph.op("Mul", half, graph.ints(2, 2), name="even_size")
@@ -240,6 +265,11 @@ class StageWindows:
         """Whether the map is one window, and its size known."""
         count = self.graph.known(self.count)
         return self.by_image and count is not None and count.tolist() == [1, 1]
+
+    @property
+    def may_be_largest(self) -> bool:
+        """Whether some size in the range has the largest window along both axes."""
+        return all(any(plan.window == self.window_size for plan in plans) for plans in self.plans)
 
     @property
     def merge_may_pad(self) -> bool:
@@ -286,7 +316,10 @@ class StageWindows:
         return graph.op("Add", count, graph.constant(np.asarray(start, np.int64)), name="after_last") if start else count
 
     def _tag(self) -> ir.Value:
-        """More than any token's number: its multiples mark what came around an edge."""
+        """More than any token's number: its multiples mark what came around an edge.
+
+        No larger than needed, as OpenVINO computes with integers as float32, which holds them to 2**24.
+        """
         return self._stop(1)
 
     def _grid(self, *, padded: bool) -> ir.Value:

@@ -134,7 +134,9 @@ def test_the_graph_chooses_window_and_shift_as_the_reference_does(window: int) -
     """At every map of 1 to 300 tokens."""
     graph = GraphBuilder()
     value = ir.Value(name="size", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64))
-    windows = StageWindows(graph, MapSize(value, (1, 1), (LARGEST, LARGEST)), window, "windows", graph.ints(1), "adaptive")
+    windows = StageWindows(
+        graph, MapSize(value, (1, 1), (LARGEST, LARGEST), graph.ints(1, 1)), window, "windows", graph.ints(1), "adaptive"
+    )
     outputs = [windows.window, windows._shift()]
     for output in outputs:
         output.type, output.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([2])

@@ -80,13 +80,18 @@ PEERS: dict[str, Peer] = {
     "timm-nncf": Peer(label="timm → NNCF INT8, OpenVINO", runtime="openvino", step="timm-nncf", precision="int8"),
     "ours-static-ort": Peer(label="ours static, ONNX Runtime", runtime="onnxruntime", step="ours-static"),
     "ours-dynamic-ort": Peer(label="ours dynamic, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic"),
+    "ours-pinned-ort": Peer(label="ours pinned, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic"),
     "ours-static-openvino": Peer(label="ours static, OpenVINO FP32", runtime="openvino", step="ours-static"),
     "ours-dynamic-openvino": Peer(label="ours dynamic, OpenVINO FP32", runtime="openvino", step="ours-dynamic"),
+    "ours-pinned-openvino": Peer(label="ours pinned, OpenVINO FP32", runtime="openvino", step="ours-dynamic"),
     "ours-static-int8-ort": Peer(
         label="ours static int8, ONNX Runtime", runtime="onnxruntime", step="ours-static-int8", precision="int8"
     ),
     "ours-dynamic-int8-ort": Peer(
         label="ours dynamic int8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8"
+    ),
+    "ours-pinned-int8-ort": Peer(
+        label="ours pinned int8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8"
     ),
     "ours-static-uint8-ort": Peer(
         label="ours static uint8, ONNX Runtime", runtime="onnxruntime", step="ours-static-int8", precision="int8", file=_UINT8
@@ -94,11 +99,17 @@ PEERS: dict[str, Peer] = {
     "ours-dynamic-uint8-ort": Peer(
         label="ours dynamic uint8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8", file=_UINT8
     ),
+    "ours-pinned-uint8-ort": Peer(
+        label="ours pinned uint8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8", file=_UINT8
+    ),
     "ours-static-int8-openvino": Peer(
         label="ours static int8, OpenVINO", runtime="openvino", step="ours-static-int8", precision="int8"
     ),
     "ours-dynamic-int8-openvino": Peer(
         label="ours dynamic int8, OpenVINO", runtime="openvino", step="ours-dynamic-int8", precision="int8"
+    ),
+    "ours-pinned-int8-openvino": Peer(
+        label="ours pinned int8, OpenVINO", runtime="openvino", step="ours-dynamic-int8", precision="int8"
     ),
 }
 

@@ -4,6 +4,7 @@ from swinv2_deploy.runtime.load import load_runner
 from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
+from swinv2_deploy.runtime.pinned import Pinned
 from swinv2_deploy.runtime.proof import Proof, prove
 from swinv2_deploy.runtime.runner import (
     Array,
@@ -27,6 +28,7 @@ __all__ = [
     "Masks",
     "OnnxRunner",
     "OpenVinoRunner",
+    "Pinned",
     "Precision",
     "ProductMode",
     "Products",

@@ -7,11 +7,12 @@ from dataclasses import asdict
 
 from reference_model.preprocessing import Preprocessing
 from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange
-from swinv2_deploy.errors import ArtifactError
+from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.modeling.io import WEIGHTS
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
 from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
+from swinv2_deploy.runtime.pinned import Pinned
 from swinv2_deploy.runtime.runner import BackEnd, FileRunner, FloatPrecision, ProductMode, Provider
 
 
@@ -25,6 +26,7 @@ def load_runner(
     float_precision: FloatPrecision = "f32",
     products: ProductMode = "exact",
     frugal: bool = False,
+    pinned: Pinned | None = None,
 ) -> FileRunner:
     """The runner of ``onnx/<name>.onnx``, after its hash and its statements about the model were checked.
 
@@ -39,13 +41,17 @@ def load_runner(
         float_precision: What is computed with where no integers are, for OpenVINO.
         products: How integers are multiplied.
         frugal: Whether working memory is given back after every run, in ONNX Runtime.
+        pinned: The one batch, height and width it will run; None means any.
 
     Raises:
         ArtifactError: When the file is missing, was changed, or was made for another model.
-        RunnerError: When the library refuses it.
+        RunnerError: When the library refuses it, or it is not right at the pinned size.
         BackendMissing: When the library, the provider or the precision is not usable on this machine.
+        SpecError: When an engine is to be pinned.
     """
     if back_end == "tensorrt":
+        if pinned is not None:
+            raise SpecError("An engine has its sizes from its profile; compile one for this size instead of pinning it.")
         from swinv2_deploy.runtime.tensorrt.runner import TensorRtRunner
 
         return TensorRtRunner(artifact, name)
@@ -56,9 +62,11 @@ def load_runner(
     masks = masks_for(artifact.config)
     runner: FileRunner
     if back_end == "openvino":
-        runner = OpenVinoRunner(path, threads=threads, precision=float_precision, products=products, masks=masks)
+        runner = OpenVinoRunner(path, threads=threads, precision=float_precision, products=products, masks=masks, pinned=pinned)
     else:
-        runner = OnnxRunner(path, threads=threads, provider=provider, products=products, masks=masks, frugal=frugal)
+        runner = OnnxRunner(
+            path, threads=threads, provider=provider, products=products, masks=masks, frugal=frugal, pinned=pinned
+        )
     for extra in runner.facts.external:
         if not extra.startswith(f"{name}.onnx"):
             artifact.file(f"onnx/{extra}")
@@ -66,7 +74,7 @@ def load_runner(
         "model_sha256": artifact.lineage.files.get(WEIGHTS),
         "config": artifact.config.to_dict(),
         "labels": list(artifact.config.labels),
-        "preprocessing": asdict(preprocessing_for(artifact.preprocessing, runner.resolutions)),
+        "preprocessing": asdict(preprocessing_for(artifact.preprocessing, runner.facts.resolutions)),
     }
     for key, value in expected.items():
         # A config is compared as it was understood: an older file leaves out what this version added.

@@ -12,6 +12,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, Images, ProductMode, Products, Provider, check_threads
 
@@ -39,6 +40,7 @@ class OnnxRunner:
         products: Whether integers are multiplied exactly on every CPU, or as ONNX Runtime does by itself.
         emulated: Whether to compute in float32 and round every result to the file's type; None means where there is no other way.
         frugal: Whether working memory is given back after every run instead of kept for the next one: slower, same outputs.
+        pinned: The one batch, height and width it will run, nearly as fast as a file exported for that size; None means any.
 
     Attributes:
         integer_products: What the products of integers really are here, measured.
@@ -46,9 +48,9 @@ class OnnxRunner:
             a CPU. Such a runner tells how far the file drifts, and nothing about its speed.
 
     Raises:
-        RunnerError: When the file is missing, damaged, not ours, or ONNX Runtime refuses it.
+        RunnerError: When the file is missing, damaged, not ours, not right at the pinned size, or ONNX Runtime refuses it.
         BackendMissing: When the provider is not usable on this machine.
-        SpecError: On an unknown provider or mode, or a number of threads below 1.
+        SpecError: On an unknown provider or mode, a number of threads below 1, or a pinned size that is none.
     """
 
     back_end: BackEnd = "onnxruntime"
@@ -63,6 +65,7 @@ class OnnxRunner:
         masks: Masks | None = None,
         emulated: bool | None = None,
         frugal: bool = False,
+        pinned: Pinned | None = None,
     ) -> None:
         check_threads(threads)
         if provider not in get_args(Provider):
@@ -72,14 +75,20 @@ class OnnxRunner:
         self.name = path.stem
         self.facts = read_facts(path)
         self.precision = self.facts.precision
-        self.resolutions = self.facts.resolutions
+        self.pinned = pinned
+        self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
+        self.resolutions = pinned_range(pinned, self.facts)
         self._masks = masks
         # Only where it changes something: on other CPUs the entry could choose a slower kernel for nothing.
         probed = has_integers(self.precision) and provider == "cpu"
         exact = probed and products == "exact" and saturates()
         cannot = self.facts.rest == "bf16" and provider == "cpu"
         self.emulated = cannot if emulated is None else emulated
-        self._session = _session(path, threads, provider, exact=exact, emulated=self.emulated)
+        options = session_options(threads, exact=exact)
+        if pinned is not None and self._shapes is not None:
+            for axis, length in axis_lengths(pinned, self._shapes).items():
+                options.add_free_dimension_override_by_name(axis, length)
+        self._session = _session(path, options, provider, emulated=self.emulated)
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
         self.provider: str = f"{self.facts.rest} emulated, {used}" if self.emulated else used
@@ -96,9 +105,10 @@ class OnnxRunner:
             bool_masked_pos: Bool (B, P) for a masked image model.
 
         Raises:
-            RunnerError: When the size is outside the file's range, the images or masks have another form, or ONNX Runtime fails.
+            RunnerError: When the size is outside the file's range or not the pinned one, the images or masks have another form, or
+                ONNX Runtime fails.
         """
-        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name)
+        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name, self._shapes)
         try:
             outputs = self._session.run(list(self.output_names), feeds, self._options)
         except failures() as error:
@@ -120,7 +130,7 @@ def _is_exact(*, exact: bool) -> bool:
     return is_exact(session.run(None, {"x": probe_input()})[0])
 
 
-def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool, emulated: bool) -> InferenceSession:
+def _session(path: Path, options: SessionOptions, provider: Provider, *, emulated: bool) -> InferenceSession:
     import onnxruntime
 
     wanted = PROVIDERS[provider]
@@ -129,7 +139,6 @@ def _session(path: Path, threads: int | None, provider: Provider, *, exact: bool
             f"ONNX Runtime here has no {wanted}, only {onnxruntime.get_available_providers()}; install the 'gpu' extra on a "
             "machine with an NVIDIA GPU, or use --provider cpu."
         )
-    options = session_options(threads, exact=exact)
     source: str | bytes = str(path)
     try:
         if emulated:

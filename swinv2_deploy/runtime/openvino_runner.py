@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.pinned import Pinned, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
 
@@ -39,15 +40,18 @@ class OpenVinoRunner:
         precision: Format of everything that is not an integer. OpenVINO itself would take bfloat16 wherever the CPU has it.
         products: Whether integers are multiplied exactly on every CPU, or as OpenVINO does by itself.
         masks: What a masked image model hides where :meth:`run` is not told; None means nothing.
+        pinned: The one batch, height and width it will run; None means any. OpenVINO joins rounding and arithmetic to products
+            only where it knows their shapes, so that an INT8 file is up to one and a half times as fast.
 
     Attributes:
         inference_precision: Format that the compiled model really uses, as it reports.
         integer_products: What the products of integers really are here, measured.
 
     Raises:
-        RunnerError: When the file is missing, damaged, not ours, or OpenVINO refuses it.
+        RunnerError: When the file is missing, damaged, not ours, not right at the pinned size, or OpenVINO refuses it.
         BackendMissing: When OpenVINO is not installed, or the CPU lacks the precision.
-        SpecError: On an unknown precision or mode, a number of threads below 1, or a file that takes photographs in bf16.
+        SpecError: On an unknown precision or mode, a number of threads below 1, a pinned size that is none, or a file that takes
+            photographs in bf16.
     """
 
     back_end: BackEnd = "openvino"
@@ -61,6 +65,7 @@ class OpenVinoRunner:
         precision: FloatPrecision = "f32",
         products: ProductMode = "exact",
         masks: Masks | None = None,
+        pinned: Pinned | None = None,
     ) -> None:
         check_threads(threads)
         if precision not in get_args(FloatPrecision):
@@ -80,10 +85,12 @@ class OpenVinoRunner:
             raise SpecError(
                 f"{path.name} resizes photographs, for which {precision} is too coarse; use f32, or run another file."
             )
-        self.resolutions = self.facts.resolutions
+        self.pinned = pinned
+        self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
+        self.resolutions = pinned_range(pinned, self.facts)
         integers = has_integers(self.precision)
         exact = integers and products == "exact" and saturates()
-        self._model = _compiled(path, _options(threads, precision, exact=exact))
+        self._model = _compiled(path, _options(threads, precision, exact=exact), self._shapes)
         self.inference_precision = _used_precision(self._model)
         if self.inference_precision != precision:
             raise BackendMissing(
@@ -105,9 +112,10 @@ class OpenVinoRunner:
             bool_masked_pos: Bool (B, P) for a masked image model.
 
         Raises:
-            RunnerError: When the size is outside the file's range, the images or masks have another form, or OpenVINO fails.
+            RunnerError: When the size is outside the file's range or not the pinned one, the images or masks have another form, or
+                OpenVINO fails.
         """
-        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name)
+        feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name, self._shapes)
         try:
             with _denormals_kept():
                 outputs = self._request.infer(feeds)
@@ -154,10 +162,13 @@ def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> 
     return options | (EXACT_PRODUCTS if exact else {})
 
 
-def _compiled(path: Path, options: dict[str, Any]) -> CompiledModel:
+def _compiled(path: Path, options: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledModel:
     try:
         with _denormals_kept():
-            return _core().compile_model(str(path), DEVICE, options)
+            model = _core().read_model(path)
+            if shapes is not None:
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
+            return _core().compile_model(model, DEVICE, options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error

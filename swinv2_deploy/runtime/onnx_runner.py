@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -86,8 +87,7 @@ class OnnxRunner:
         self.emulated = cannot if emulated is None else emulated
         options = session_options(threads, exact=exact)
         if pinned is not None and self._shapes is not None:
-            for axis, length in axis_lengths(pinned, self._shapes).items():
-                options.add_free_dimension_override_by_name(axis, length)
+            pin(options, axis_lengths(pinned, self._shapes))
         self._session = _session(path, options, provider, emulated=self.emulated)
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
@@ -172,6 +172,17 @@ def session_options(threads: int | None, *, exact: bool) -> SessionOptions:
     if exact:
         options.add_session_config_entry(*EXACT_PRODUCTS)
     return options
+
+
+def pin(options: SessionOptions, lengths: Mapping[str, int]) -> None:
+    """Fix the free axes of a file to lengths, by name.
+
+    Where ONNX Runtime knows every shape it plans all buffers before the first run. Its plan takes twice the memory that it takes
+    without one, and the run is no faster for it.
+    """
+    for axis, length in lengths.items():
+        options.add_free_dimension_override_by_name(axis, length)
+    options.enable_mem_pattern = options.enable_mem_reuse = False
 
 
 def _frugal_options() -> RunOptions:

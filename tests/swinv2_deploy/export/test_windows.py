@@ -204,3 +204,23 @@ def test_a_range_is_sampled_inside_its_bounds() -> None:
     assert len(sizes) == len(set(sizes)) == 32 * 32
     assert (sizes[0], sizes[-1]) == ((32, 64), (384, 384))
     assert ExportSpec(static=True).sample_sizes(config("adaptive")) == [(192, 192)]
+
+
+@pytest.mark.parametrize(
+    "resolutions", [FULL, ResolutionRange(min=(8, 8), opt=(16, 16), max=(28, 28))], ids=["full", "never 8"]
+)
+def test_position_biases_are_computed_only_where_a_window_shrinks(make_model: MakeModel, resolutions: ResolutionRange) -> None:
+    """One position instead of all where it does not; and no table of the largest window where no size in the range has it."""
+    model = make_model(config("fixed"))
+    graph = write(model, resolutions)
+    proto = ir.to_proto(graph)
+    last = [node for node in proto.graph.node if node.name == "layers.1.position_bias.table"]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(last[0].output[0], onnx.TensorProto.FLOAT, None))
+    stored = "layers.1.position_bias_table" in graph.graph.initializers
+    found = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    counts = []
+    for size in (resolutions.min, resolutions.opt, resolutions.max) if stored else (resolutions.opt,):
+        counts.append(found.run([last[0].output[0]], {"pixel_values": images(1, *size).numpy()})[0].shape[1])
+
+    assert (stored, counts) == ((True, [225, 1, 1]) if resolutions is FULL else (False, [225]))

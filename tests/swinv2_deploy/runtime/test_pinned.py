@@ -13,7 +13,7 @@ from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import RunnerError, SpecError
 from swinv2_deploy.modeling import load_model
 from swinv2_deploy.runtime import BackEnd, OnnxRunner, OpenVinoRunner, TorchRunner, load_runner, masks_for
-from swinv2_deploy.runtime.onnx_runner import session_options
+from swinv2_deploy.runtime.onnx_runner import pin, session_options
 from swinv2_deploy.runtime.pinned import axis_lengths
 
 RUNNERS = [OnnxRunner, OpenVinoRunner]
@@ -78,8 +78,8 @@ def test_onnx_runtime_computes_nothing_of_the_size_any_more(tiny_artifact: Model
     for pinned in (None, (2, 32, 32)):
         options = session_options(1, exact=False)
         options.optimized_model_filepath = str(tmp_path / f"{pinned}.onnx")
-        for axis, length in axis_lengths(pinned, {}).items() if pinned else ():
-            options.add_free_dimension_override_by_name(axis, length)
+        if pinned:
+            pin(options, axis_lengths(pinned, {}))
         onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(tmp_path / f"{pinned}.onnx", load_external_data=False).graph.node
         kinds.append({node.op_type for node in nodes} & {"Range", "Shape", "Mod", "Equal", "Where", "Slice", "Concat"})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from reference_model.masking import patch_count
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
@@ -29,6 +30,10 @@ EXACT_PRODUCTS = {"LP_TRANSFORMS_MODE": "NO"}
 """Leaves quantized layers to the float32 kernels, which hold the sums of a SwinV2 layer's integers to float32's rounding.
 
 Not documented by OpenVINO, so whether it helps is measured."""
+
+MOST_MARK = 2**24
+"""Up to here float32, with which OpenVINO computes remainders of integers, holds every one. Where sizes are free the graph marks
+tokens by numbers up to four times their count."""
 
 
 class OpenVinoRunner:
@@ -112,10 +117,11 @@ class OpenVinoRunner:
             bool_masked_pos: Bool (B, P) for a masked image model.
 
         Raises:
-            RunnerError: When the size is outside the file's range or not the pinned one, the images or masks have another form, or
-                OpenVINO fails.
+            RunnerError: When the size is outside the file's range or not the pinned one, the images or masks have another form,
+                there are more patches at once than OpenVINO counts exactly, or it fails.
         """
         feeds = checked_inputs(self.facts, images, bool_masked_pos, self._masks, self.name, self._shapes)
+        self._check_count(images)
         try:
             with _denormals_kept():
                 outputs = self._request.infer(feeds)
@@ -124,6 +130,19 @@ class OpenVinoRunner:
             raise RunnerError(f"OpenVINO failed on {self.path} with images of {size}: {error}") from error
         # The request owns its outputs and writes the next ones over them.
         return {name: np.array(outputs[index]) for index, name in enumerate(self.output_names)}
+
+    def _check_count(self, images: Images) -> None:
+        """Refuse more tokens at once than OpenVINO counts exactly: it would read some from wrong places, without a word."""
+        if self.facts.resolutions.static or self.facts.takes == "images":
+            return  # every index is a constant
+        height, width = images.shape[2:]
+        tokens = patch_count(height, width, self.facts.config.patch_size)
+        most = (MOST_MARK // 4 - 1) // tokens
+        if len(images) > most:
+            raise RunnerError(
+                f"{self.name} was given {len(images)} images of {tokens} patches each; OpenVINO counts patches exactly up to "
+                f"{most} such images at once. Run fewer at once, or use ONNX Runtime."
+            )
 
 
 def saturates() -> bool:

@@ -146,3 +146,35 @@ def test_impossible_options_are_usage_errors(options: dict[str, Any], message: s
 
 def test_integers_are_told_by_the_precision() -> None:
     assert [has_integers(precision) for precision in ("fp32", "int8", "uint8")] == [False, True, True]
+
+
+def test_more_patches_than_openvino_counts_are_refused(
+    runner: OpenVinoRunner, tiny_artifact: ModelArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 patches of 32x32 px, marked up to 4 * (64 * B + 1): two images up to 516, three beyond it."""
+    patches = (32 // tiny_artifact.config.patch_size) ** 2
+    monkeypatch.setattr(openvino_runner, "MOST_MARK", 4 * (2 * patches + 1))
+    assert runner.run(noise(2, 3, 32, 32))["logits"].shape[0] == 2
+    with pytest.raises(RunnerError, match=f"{patches} patches each.* up to 2 such images.*ONNX Runtime"):
+        runner.run(noise(3, 3, 32, 32))
+
+
+def test_openvino_computes_remainders_as_float32() -> None:
+    """Why: 2**24 + 1 is no float32. Where this fails, OpenVINO has become exact and the limit can go."""
+    import openvino
+
+    graph = helper.make_graph(
+        [helper.make_node("Mod", ["a", "b"], ["c"])],
+        "mod",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1]) for name in ("a", "b")],
+        [helper.make_tensor_value_info("c", onnx.TensorProto.INT64, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
+    found = [
+        compiled([np.asarray([value], np.int64), np.asarray([2**23 + 1], np.int64)])[0][0] for value in (2**23 + 5, 2**24 + 1)
+    ]
+
+    assert found[0] == 4
+    assert found[1] != (2**24 + 1) % (2**23 + 1)

@@ -95,7 +95,7 @@ def _onnxruntime(file: Path, lengths: Mapping[str, int], *, threads: int, flush:
     options.add_session_config_entry("session.set_denormal_as_zero", "1" if flush else "0")
     for axis, length in lengths.items():
         options.add_free_dimension_override_by_name(axis, length)
-    if lengths:
+    if lengths:  # as this project's runner pins, which is not imported here: it would bring PyTorch into the memory measured
         options.enable_mem_pattern = options.enable_mem_reuse = False
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -76,7 +76,6 @@ class OnnxRunner:
         self.name = path.stem
         self.facts = read_facts(path)
         self.precision = self.facts.precision
-        self.pinned = pinned
         self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
         self.resolutions = pinned_range(pinned, self.facts)
         self._masks = masks

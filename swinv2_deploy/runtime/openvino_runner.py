@@ -90,7 +90,6 @@ class OpenVinoRunner:
             raise SpecError(
                 f"{path.name} resizes photographs, for which {precision} is too coarse; use f32, or run another file."
             )
-        self.pinned = pinned
         self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
         self.resolutions = pinned_range(pinned, self.facts)
         integers = has_integers(self.precision)

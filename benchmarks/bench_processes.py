@@ -4,7 +4,8 @@
 
 The batch of the recipe is shared between the processes, so the curves are the same but for the order in which floats are added. The
 toy is that of ``bench_resume.py``, with stochastic depth, mixing and averaging, without the step that fails. The processes meet as
-torchrun has them meet: gloo, on this machine. Sharded, each holds a part of every parameter.
+torchrun has them meet: gloo, on this machine, at a store that the starting process keeps.
+Sharded, each holds a part of every parameter.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import argparse
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from torch.distributed import TCPStore
 
 from benchmarks.bench_resume import SPEC, failing, images, toy
 from reference_model.preprocessing import Preprocessing
@@ -55,14 +58,23 @@ class Case:
 
 
 def work(folder: Path, rank: int, world: int, port: int, case: Case, pipe: Connection) -> None:
-    """Train as one of ``world`` processes; send the losses and the processes that were there."""
+    """Train as one of ``world`` processes; send the figures, or the traceback of what stopped it."""
+    try:
+        pipe.send(learned(folder, rank, world, port, case))
+    except BaseException:
+        pipe.send(traceback.format_exc())
+        raise
+
+
+def learned(folder: Path, rank: int, world: int, port: int, case: Case) -> dict[str, Any]:
+    """Train as one of ``world`` processes: the losses and the processes that were there."""
     torch.set_num_threads(1)
     os.environ["ACCELERATE_USE_CPU"] = "true"
     if case.sharded:
         os.environ["ACCELERATE_USE_FSDP"] = "true"
     if world > 1:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "LOCAL_WORLD_SIZE": world}
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "OMP_NUM_THREADS": 1}
         os.environ.update({name: str(value) for name, value in (meeting | places).items()})
     told: list[dict[str, Any]] = []
     model = toy(moves=0.0)  # a range that followed the images would follow those of each part
@@ -83,34 +95,50 @@ def work(folder: Path, rank: int, world: int, port: int, case: Case, pipe: Conne
     joined = {name: told[0][name] for name in ("processes", "sharded", "step")} if told else {}
     losses = [figures["loss"] for figures in told if "steps" in figures]
     held = sum(own_part(parameter).numel() for parameter in model.parameters())
-    pipe.send(joined | {"told": len(told), "losses": losses, "weights": weights, "held": held})
+    return joined | {"told": len(told), "losses": losses, "weights": weights, "held": held}
+
+
+def figures_of(process: BaseProcess, receiving: Connection) -> dict[str, Any]:
+    """What one process sent; see `run`."""
+    try:
+        figures: dict[str, Any] | str = receiving.recv()
+    except EOFError:
+        process.join()
+        figures = f"exit code {process.exitcode}"
+    if isinstance(figures, str):
+        raise RuntimeError(f"A process ended without figures: {figures}")
+    return figures
 
 
 def run(folder: Path, world: int, case: Case = Case()) -> list[dict[str, Any]]:
-    """What each of ``world`` processes sent, in order of rank."""
+    """What each of ``world`` processes sent, in order of rank.
+
+    Raises:
+        RuntimeError: When one of them ended without figures, with its traceback or else its exit code.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.bench_processes"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    started: dict[Connection, BaseProcess] = {}
     for rank in range(world):
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(folder, rank, world, port, case, sending))
+        process = context.Process(target=work, args=(folder, rank, world, store.port, case, sending))
         process.start()
         sending.close()
-        started.append((process, receiving))
-    sent = []
+        started[receiving] = process
+    sent: dict[Connection, dict[str, Any]] = {}
     try:
-        for _, receiving in started:
-            sent.append(receiving.recv())
+        while len(sent) < world:
+            # As they come: one that fails is seen while the others still wait for it.
+            for ready in wait([receiving for receiving in started if receiving not in sent]):
+                sent[ready] = figures_of(started[ready], ready)
     finally:
-        for process, receiving in started:
+        for receiving, process in started.items():
             receiving.close()
             if len(sent) < world:
                 process.kill()
             process.join()
-    return sent
+    return [sent[receiving] for receiving in started]
 
 
 def main() -> None:

@@ -57,6 +57,12 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"SpecError: accumulate is 3"):
+        bench_processes.run(tmp_path, 2, bench_processes.Case(accumulate=3))
+
+
+@pytest.mark.slow
 def test_two_processes_with_half_of_the_model_each_learn_what_one_does(tmp_path: Path) -> None:
     """Sharded: the same losses and weights, half of the parameters in each process, and what is whole at the end is the same."""
     [one] = bench_processes.run(tmp_path / "one", 1)

@@ -24,9 +24,7 @@ import onnx_ir as ir
 from reference_model.config import WindowPolicy
 from reference_model.windows import MASKED, AxisPlan, nearby_windows, plan_axis
 from swinv2_deploy.export.graph import GraphBuilder
-
-JOINED_TOKENS = 256
-"""Tokens of a window from which a static graph keeps the windows of all images on one axis."""
+from swinv2_deploy.runtime.fitting import JOINED_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +252,7 @@ class StageWindows:
     def joined(self) -> bool:
         """Whether the windows of all images share an axis; one window an image needs no other.
 
-        OpenVINO makes one kernel of an attention with four axes, and not of one with five. That is 1.2 times as fast with windows
-        of 24, and slower with windows of 8; so small windows of a known size keep an axis of their own.
+        Small windows of a known size keep an axis for the image, see `JOINED_TOKENS`.
         """
         tokens = self.graph.known(self.window_tokens)
         return self.known_single or tokens is None or not self.by_image or int(tokens[0]) >= JOINED_TOKENS

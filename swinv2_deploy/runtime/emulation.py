@@ -30,9 +30,6 @@ MOVES = frozenset(
 )
 """Operators that only move values."""
 
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-"""Entry of an ONNX Runtime session that says where a model given as bytes has its outside weights."""
-
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 WIDE = ir.DataType.FLOAT
 

@@ -21,11 +21,11 @@ from onnx import TensorProto, helper
 
 from reference_model.config import SwinV2Config
 from swinv2_deploy.errors import RunnerError, UnsupportedModelError
-from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
+from swinv2_deploy.runtime.emulation import emulated_bytes
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.onnx_runner import failures, saturates, session_options
+from swinv2_deploy.runtime.onnx_runner import WEIGHTS_FOLDER, failures, saturates, session_options
 from swinv2_deploy.runtime.products import has_integers
 from swinv2_deploy.runtime.runner import Array
 

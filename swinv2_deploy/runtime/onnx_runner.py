@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -26,6 +25,9 @@ PROVIDERS: dict[Provider, str] = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Entry of the session that says where a model given as bytes has its outside weights."""
+
 EXACT_PRODUCTS = ("session.x64quantprecision", "1")
 """Entry of the session that takes ONNX Runtime off the saturating instruction of x86 CPUs without VNNI."""
 
@@ -41,7 +43,7 @@ class OnnxRunner:
         products: Whether integers are multiplied exactly on every CPU, or as ONNX Runtime does by itself.
         emulated: Whether to compute in float32 and round every result to the file's type; None means where there is no other way.
         frugal: Whether working memory is given back after every run instead of kept for the next one: slower, same outputs.
-        pinned: The one batch, height and width it will run, nearly as fast as a file exported for that size; None means any.
+        pinned: The one batch, height and width it will run, as fast as a file exported for that size; None means any.
 
     Attributes:
         integer_products: What the products of integers really are here, measured.
@@ -85,9 +87,9 @@ class OnnxRunner:
         cannot = self.facts.rest == "bf16" and provider == "cpu"
         self.emulated = cannot if emulated is None else emulated
         options = session_options(threads, exact=exact)
-        if pinned is not None and self._shapes is not None:
-            pin(options, axis_lengths(pinned, self._shapes))
-        self._session = _session(path, options, provider, emulated=self.emulated)
+        if pinned is not None:
+            unplanned(options)
+        self._session = _session(path, options, provider, self._content(pinned))
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
         self.provider: str = f"{self.facts.rest} emulated, {used}" if self.emulated else used
@@ -95,6 +97,21 @@ class OnnxRunner:
         if frugal:
             _return_freed_memory()
         self.output_names = tuple(output.name for output in self._session.get_outputs())
+
+    def _content(self, pinned: Pinned | None) -> bytes | None:
+        """What is loaded in the place of the file, if anything is."""
+        if not self.emulated and (pinned is None or self._shapes is None):
+            return None
+        import onnx_ir as ir
+
+        from swinv2_deploy.runtime.emulation import emulate
+        from swinv2_deploy.runtime.fitting import fitted, serialized
+
+        if pinned is None or self._shapes is None:
+            model = ir.load(self.path)
+        else:
+            model = fitted(self.path, self._shapes, axis_lengths(pinned, self._shapes))
+        return serialized(emulate(model) if self.emulated else model)
 
     def run(self, images: Images, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:
         """Outputs by name, each (B, ...), of what the file takes.
@@ -129,7 +146,7 @@ def _is_exact(*, exact: bool) -> bool:
     return is_exact(session.run(None, {"x": probe_input()})[0])
 
 
-def _session(path: Path, options: SessionOptions, provider: Provider, *, emulated: bool) -> InferenceSession:
+def _session(path: Path, options: SessionOptions, provider: Provider, content: bytes | None) -> InferenceSession:
     import onnxruntime
 
     wanted = PROVIDERS[provider]
@@ -138,14 +155,10 @@ def _session(path: Path, options: SessionOptions, provider: Provider, *, emulate
             f"ONNX Runtime here has no {wanted}, only {onnxruntime.get_available_providers()}; install the 'gpu' extra on a "
             "machine with an NVIDIA GPU, or use --provider cpu."
         )
-    source: str | bytes = str(path)
+    if content is not None:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
-        if emulated:
-            from swinv2_deploy.runtime.emulation import WEIGHTS_FOLDER, emulated_bytes
-
-            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-            source = emulated_bytes(path)
-        session = onnxruntime.InferenceSession(source, options, providers=[wanted])
+        session = onnxruntime.InferenceSession(content or str(path), options, providers=[wanted])
     except failures() as error:
         raise RunnerError(f"ONNX Runtime does not load {path}: {error}. Export it again.") from error
     used = session.get_providers()[0]
@@ -173,14 +186,12 @@ def session_options(threads: int | None, *, exact: bool) -> SessionOptions:
     return options
 
 
-def pin(options: SessionOptions, lengths: Mapping[str, int]) -> None:
-    """Fix the free axes of a file to lengths, by name.
+def unplanned(options: SessionOptions) -> None:
+    """Let buffers be taken when they are needed.
 
-    Where ONNX Runtime knows every shape it plans all buffers before the first run. Its plan takes twice the memory that it takes
-    without one, and the run is no faster for it.
+    Where ONNX Runtime knows every shape it plans all of them before the first run. Its plan takes twice the memory that it takes
+    without one. And where sizes are powers of two, products into the places it plans take up to a fifth longer.
     """
-    for axis, length in lengths.items():
-        options.add_free_dimension_override_by_name(axis, length)
     options.enable_mem_pattern = options.enable_mem_reuse = False
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -14,8 +16,8 @@ from reference_model.masking import patch_count
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
-from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.pinned import Pinned, pinned_range, pinned_shapes
+from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
+from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
 
@@ -94,7 +96,8 @@ class OpenVinoRunner:
         self.resolutions = pinned_range(pinned, self.facts)
         integers = has_integers(self.precision)
         exact = integers and products == "exact" and saturates()
-        self._model = _compiled(path, _options(threads, precision, exact=exact), self._shapes)
+        lengths = {} if pinned is None or self._shapes is None else axis_lengths(pinned, self._shapes)
+        self._model = _compiled(self.facts, path, _options(threads, precision, exact=exact), self._shapes, lengths)
         self.inference_precision = _used_precision(self._model)
         if self.inference_precision != precision:
             raise BackendMissing(
@@ -132,7 +135,7 @@ class OpenVinoRunner:
 
     def _check_count(self, images: Images) -> None:
         """Refuse more tokens at once than OpenVINO counts exactly: it would read some from wrong places, without a word."""
-        if self.facts.resolutions.static or self.facts.takes == "images":
+        if self._shapes is not None or self.facts.resolutions.static or self.facts.takes == "images":
             return  # every index is a constant
         height, width = images.shape[2:]
         tokens = patch_count(height, width, self.facts.config.patch_size)
@@ -140,7 +143,7 @@ class OpenVinoRunner:
         if len(images) > most:
             raise RunnerError(
                 f"{self.name} was given {len(images)} images of {tokens} patches each; OpenVINO counts patches exactly up to "
-                f"{most} such images at once. Run fewer at once, or use ONNX Runtime."
+                f"{most} such images at once. Run fewer at once, pin the runner to this size, or use ONNX Runtime."
             )
 
 
@@ -180,16 +183,42 @@ def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> 
     return options | (EXACT_PRODUCTS if exact else {})
 
 
-def _compiled(path: Path, options: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None) -> CompiledModel:
+def _compiled(
+    facts: OnnxFacts,
+    path: Path,
+    options: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    lengths: Mapping[str, int],
+) -> CompiledModel:
     try:
-        with _denormals_kept():
-            model = _core().read_model(path)
+        with _denormals_kept(), ExitStack() as stack:
+            source: Path | bytes = path
             if shapes is not None:
-                model.reshape({name: list(shape) for name, shape in shapes.items()})
-            return _core().compile_model(model, DEVICE, options)
+                from swinv2_deploy.runtime.fitting import fitted, serialized
+
+                source = serialized(fitted(path, shapes, lengths))
+                if facts.external:
+                    # From memory OpenVINO finds no weights outside the file, and beside a file it follows no symbolic link.
+                    folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
+                    for name in facts.external:
+                        _hard_link_or_copy(path.with_name(name), Path(folder, name))
+                    content, source = source, Path(folder, path.name)
+                    source.write_bytes(content)
+            return _core().compile_model(_core().read_model(source), DEVICE, options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error
+    except OSError as error:
+        raise RunnerError(
+            f"OpenVINO cannot be given {path} for one size: {error}. Free space in the folder for temporary files."
+        ) from error
+
+
+def _hard_link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
 
 
 @cache

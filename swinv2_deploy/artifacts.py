@@ -6,14 +6,11 @@ artifact, what was asked, by which tools, and where the weights come from. No to
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -24,7 +21,7 @@ from typing import Any
 
 from reference_model.config import ConfigError, SwinV2Config
 from reference_model.preprocessing import Preprocessing, PreprocessingError
-from swinv2_deploy.atomic import disk_errors, flush, locked, made_parents, replace_folder, sweep
+from swinv2_deploy.atomic import flush, whole_folder
 from swinv2_deploy.errors import ArtifactError
 from swinv2_deploy.resolution import ResolutionRange
 
@@ -43,7 +40,7 @@ __all__ = [
 SCHEMA = 1
 LINEAGE = "lineage.json"
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow", "safetensors")
-GROWING = ("engines", "reports")
+GROWING = ("engines", "pinned", "reports")
 """Sub-folders that gain entries after an artifact is finished, and so are not part of its hash."""
 
 
@@ -168,23 +165,9 @@ def write_artifact(path: Path, lineage: Lineage, *, force: bool = False, needed_
         ArtifactLocked: When another run is writing it.
     """
     path = path.absolute()
-    with disk_errors(path):
-        _refuse_taken(path, force=force)
-    with disk_errors(path), made_parents(path), locked(path):
-        sweep(path)
-        _refuse_taken(path, force=force)  # again: the run that held the lock until now may have made it
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        try:
-            free = shutil.disk_usage(temporary).free
-            if free < needed_bytes * 1.1:
-                raise OSError(errno.ENOSPC, f"{needed_bytes / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free")
-            temporary.chmod(0o755)
-            yield temporary
-            _finish(temporary, lineage)
-            replace_folder(temporary, path)
-        finally:
-            if temporary.exists():
-                shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(path, lambda: _refuse_taken(path, force=force), needed_bytes=needed_bytes) as temporary:
+        yield temporary
+        _finish(temporary, lineage)
 
 
 def read_artifact(path: Path) -> ModelArtifact:

@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -101,6 +101,37 @@ def made_parents(path: Path) -> Iterator[None]:
             for parent in missing:
                 parent.rmdir()
         raise
+
+
+@contextmanager
+def whole_folder(path: Path, refuse: Callable[[], None], *, needed_bytes: int = 0) -> Iterator[Path]:
+    """Fill the yielded folder; it becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: Folder to make, absolute.
+        refuse: Raises where the place is taken. Called again under the lock: the run that held it until then may have made it.
+        needed_bytes: Estimated size; refused before any work where the disk has less room.
+
+    Raises:
+        ArtifactError: When it cannot be written, or the disk is full.
+        ArtifactLocked: When another run is writing it.
+    """
+    with disk_errors(path):
+        refuse()
+    with disk_errors(path), made_parents(path), locked(path):
+        sweep(path)
+        refuse()
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            free = shutil.disk_usage(temporary).free
+            if free < needed_bytes * 1.1:
+                raise OSError(errno.ENOSPC, f"{needed_bytes / 2**20:.0f} MiB are needed and {free / 2**20:.0f} MiB are free")
+            temporary.chmod(0o755)
+            yield temporary
+            replace_folder(temporary, path)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

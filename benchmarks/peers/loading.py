@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,9 @@ def load(key: str, case: Case, batch: int, folder: Path, weights: Path, *, threa
     file = folder / peer.model_file
     if peer.runtime in ("torch", "compile"):
         return _torch(key, case, weights, threads=threads, flush=flush)
-    height, width = case.config.image_size
     if peer.runtime == "onnxruntime":
-        lengths = {"batch": batch, "height": height, "width": width} if "pinned" in key else {}
-        return _onnxruntime(file, lengths, threads=threads, flush=flush)
+        return _onnxruntime(file, pinned="pinned" in key, threads=threads, flush=flush)
+    height, width = case.config.image_size
     static = "dynamic" not in key
     return _openvino(
         file,
@@ -84,7 +83,7 @@ def _torch(key: str, case: Case, weights: Path, *, threads: int, flush: bool) ->
     return Loaded(run=run, facts={"precision": "fp32"})
 
 
-def _onnxruntime(file: Path, lengths: Mapping[str, int], *, threads: int, flush: bool) -> Loaded:
+def _onnxruntime(file: Path, *, pinned: bool, threads: int, flush: bool) -> Loaded:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -93,9 +92,7 @@ def _onnxruntime(file: Path, lengths: Mapping[str, int], *, threads: int, flush:
     # As this project's runner has it, for everybody: threads that spin after a run would disturb the next peer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.set_denormal_as_zero", "1" if flush else "0")
-    for axis, length in lengths.items():
-        options.add_free_dimension_override_by_name(axis, length)
-    if lengths:  # as this project's runner pins, which is not imported here: it would bring PyTorch into the memory measured
+    if pinned:  # as this project's runner has it, which is not imported here: it would bring PyTorch into the memory measured
         options.enable_mem_pattern = options.enable_mem_reuse = False
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -39,6 +39,8 @@ STEPS: dict[str, Step] = {
     "ours-dynamic": Step(needs="weights", ours=True, file="artifact/onnx/model.onnx"),
     "ours-static-int8": Step(needs="ours-static", ours=True, file="artifact/onnx/model_int8.onnx"),
     "ours-dynamic-int8": Step(needs="ours-dynamic", ours=True, file="artifact/onnx/model_int8.onnx"),
+    "ours-pinned": Step(needs="ours-dynamic", per_batch=True, ours=True, file="pinned/model.onnx"),
+    "ours-pinned-int8": Step(needs="ours-dynamic-int8", per_batch=True, ours=True, file="pinned/model_int8.onnx"),
 }
 
 
@@ -80,10 +82,10 @@ PEERS: dict[str, Peer] = {
     "timm-nncf": Peer(label="timm → NNCF INT8, OpenVINO", runtime="openvino", step="timm-nncf", precision="int8"),
     "ours-static-ort": Peer(label="ours static, ONNX Runtime", runtime="onnxruntime", step="ours-static"),
     "ours-dynamic-ort": Peer(label="ours dynamic, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic"),
-    "ours-pinned-ort": Peer(label="ours pinned, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic"),
+    "ours-pinned-ort": Peer(label="ours pinned, ONNX Runtime", runtime="onnxruntime", step="ours-pinned"),
     "ours-static-openvino": Peer(label="ours static, OpenVINO FP32", runtime="openvino", step="ours-static"),
     "ours-dynamic-openvino": Peer(label="ours dynamic, OpenVINO FP32", runtime="openvino", step="ours-dynamic"),
-    "ours-pinned-openvino": Peer(label="ours pinned, OpenVINO FP32", runtime="openvino", step="ours-dynamic"),
+    "ours-pinned-openvino": Peer(label="ours pinned, OpenVINO FP32", runtime="openvino", step="ours-pinned"),
     "ours-static-int8-ort": Peer(
         label="ours static int8, ONNX Runtime", runtime="onnxruntime", step="ours-static-int8", precision="int8"
     ),
@@ -91,7 +93,7 @@ PEERS: dict[str, Peer] = {
         label="ours dynamic int8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8"
     ),
     "ours-pinned-int8-ort": Peer(
-        label="ours pinned int8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8"
+        label="ours pinned int8, ONNX Runtime", runtime="onnxruntime", step="ours-pinned-int8", precision="int8"
     ),
     "ours-static-uint8-ort": Peer(
         label="ours static uint8, ONNX Runtime", runtime="onnxruntime", step="ours-static-int8", precision="int8", file=_UINT8
@@ -100,7 +102,11 @@ PEERS: dict[str, Peer] = {
         label="ours dynamic uint8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8", file=_UINT8
     ),
     "ours-pinned-uint8-ort": Peer(
-        label="ours pinned uint8, ONNX Runtime", runtime="onnxruntime", step="ours-dynamic-int8", precision="int8", file=_UINT8
+        label="ours pinned uint8, ONNX Runtime",
+        runtime="onnxruntime",
+        step="ours-pinned-int8",
+        precision="int8",
+        file="pinned/model_uint8.onnx",
     ),
     "ours-static-int8-openvino": Peer(
         label="ours static int8, OpenVINO", runtime="openvino", step="ours-static-int8", precision="int8"
@@ -109,7 +115,7 @@ PEERS: dict[str, Peer] = {
         label="ours dynamic int8, OpenVINO", runtime="openvino", step="ours-dynamic-int8", precision="int8"
     ),
     "ours-pinned-int8-openvino": Peer(
-        label="ours pinned int8, OpenVINO", runtime="openvino", step="ours-dynamic-int8", precision="int8"
+        label="ours pinned int8, OpenVINO", runtime="openvino", step="ours-pinned-int8", precision="int8"
     ),
 }
 

@@ -138,6 +138,16 @@ def ours_dynamic_int8(case: Case, batch: int, folder: Path, source: Path) -> Wor
     return _our_int8(folder, source)
 
 
+def ours_pinned(case: Case, batch: int, folder: Path, source: Path) -> Work:
+    """The dynamic file for this batch and size, its comparison with the file it is made from included."""
+    return _our_pin(case, batch, folder, source)
+
+
+def ours_pinned_int8(case: Case, batch: int, folder: Path, source: Path) -> Work:
+    """All dynamic files for this batch and size."""
+    return _our_pin(case, batch, folder, source)
+
+
 def _onnx_work(model: nn.Module, case: Case, batch: int, folder: Path) -> Work:
     import torch
 
@@ -170,6 +180,14 @@ def _our_int8(folder: Path, source: Path) -> Work:
     return lambda: quantize(artifact, QuantizeSpec(unsigned="always"), images, folder / "artifact")
 
 
+def _our_pin(case: Case, batch: int, folder: Path, source: Path) -> Work:
+    from swinv2_deploy.artifacts import read_artifact
+    from swinv2_deploy.export.pin import pin_files
+
+    artifact = read_artifact(source / "artifact")
+    return lambda: pin_files(artifact, (batch, *case.config.image_size), out=folder / "pinned")
+
+
 WORK: dict[str, Callable[[Case, int, Path, Path], Work]] = {
     "weights": weights,
     "timm-compile": timm_compile,
@@ -181,6 +199,8 @@ WORK: dict[str, Callable[[Case, int, Path, Path], Work]] = {
     "ours-dynamic": ours_dynamic,
     "ours-static-int8": ours_static_int8,
     "ours-dynamic-int8": ours_dynamic_int8,
+    "ours-pinned": ours_pinned,
+    "ours-pinned-int8": ours_pinned_int8,
 }
 
 

@@ -13,6 +13,7 @@ from swinv2_deploy.cli.compare import compare_command
 from swinv2_deploy.cli.compile import compile_command
 from swinv2_deploy.cli.export import export_command
 from swinv2_deploy.cli.list import list_command
+from swinv2_deploy.cli.pin import pin_command
 from swinv2_deploy.cli.prune import prune_command
 from swinv2_deploy.cli.quantize import quantize_command
 from swinv2_deploy.cli.train import train_command
@@ -47,6 +48,7 @@ app.command("train")(train_command)
 app.command("prune")(prune_command)
 app.command("quantize")(quantize_command)
 app.command("compile")(compile_command)
+app.command("pin")(pin_command)
 app.command("verify")(verify_command)
 app.command("compare")(compare_command)
 app.command("list")(list_command)

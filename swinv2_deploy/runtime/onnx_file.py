@@ -40,6 +40,7 @@ class OnnxFacts:
         external: Names of the files beside it that hold weights.
         takes: Its input: normalized pixels, or photographs as they are decoded.
         rest: Number format of what is not INT8; that of the whole file where nothing is.
+        pinned: The one batch, height and width it is for, where ``pin`` wrote it.
     """
 
     config: SwinV2Config
@@ -51,6 +52,7 @@ class OnnxFacts:
     external: tuple[str, ...] = ()
     takes: Takes = "pixel_values"
     rest: Rest = "fp32"
+    pinned: tuple[int, int, int] | None = None
 
 
 def read_facts(path: Path) -> OnnxFacts:
@@ -101,7 +103,16 @@ def read_facts(path: Path) -> OnnxFacts:
         external=tuple(external),
         takes=takes,
         rest=rest,
+        pinned=_pinned(values.get("pinned"), path),
     )
+
+
+def _pinned(stated: Any, path: Path) -> tuple[int, int, int] | None:
+    if stated is None:
+        return None
+    if not isinstance(stated, list) or len(stated) != 3 or not all(type(side) is int and side > 0 for side in stated):
+        raise RunnerError(f"{path} says it is pinned to {stated!r}; expected a batch, a height and a width. Pin it again.")
+    return stated[0], stated[1], stated[2]
 
 
 def append_metadata(path: Path, values: Mapping[str, Any]) -> None:

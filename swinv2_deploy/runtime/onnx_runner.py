@@ -12,7 +12,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_range, pinned_shapes
+from swinv2_deploy.runtime.pinned import Pinned, agreed, axis_lengths, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, Images, ProductMode, Products, Provider, check_threads
 
@@ -78,6 +78,7 @@ class OnnxRunner:
         self.name = path.stem
         self.facts = read_facts(path)
         self.precision = self.facts.precision
+        pinned = agreed(pinned, self.facts, self.name)
         self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
         self.resolutions = pinned_range(pinned, self.facts)
         self._masks = masks
@@ -100,14 +101,15 @@ class OnnxRunner:
 
     def _content(self, pinned: Pinned | None) -> bytes | None:
         """What is loaded in the place of the file, if anything is."""
-        if not self.emulated and (pinned is None or self._shapes is None):
+        fits = pinned is None or self._shapes is None or self.facts.pinned is not None
+        if fits and not self.emulated:
             return None
         import onnx_ir as ir
 
         from swinv2_deploy.runtime.emulation import emulate
         from swinv2_deploy.runtime.fitting import fitted, serialized
 
-        if pinned is None or self._shapes is None:
+        if pinned is None or self._shapes is None or fits:
             model = ir.load(self.path)
         else:
             model = fitted(self.path, self._shapes, axis_lengths(pinned, self._shapes))

@@ -17,7 +17,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
-from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_range, pinned_shapes
+from swinv2_deploy.runtime.pinned import Pinned, agreed, axis_lengths, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
 
@@ -92,6 +92,7 @@ class OpenVinoRunner:
             raise SpecError(
                 f"{path.name} resizes photographs, for which {precision} is too coarse; use f32, or run another file."
             )
+        pinned = agreed(pinned, self.facts, self.name)
         self._shapes = None if pinned is None else pinned_shapes(pinned, self.facts, self.name)
         self.resolutions = pinned_range(pinned, self.facts)
         integers = has_integers(self.precision)
@@ -193,15 +194,16 @@ def _compiled(
     try:
         with _denormals_kept(), ExitStack() as stack:
             source: Path | bytes = path
-            if shapes is not None:
+            if shapes is not None and facts.pinned is None:
                 from swinv2_deploy.runtime.fitting import fitted, serialized
 
                 source = serialized(fitted(path, shapes, lengths))
                 if facts.external:
-                    # From memory OpenVINO finds no weights outside the file, and beside a file it follows no symbolic link.
+                    # From memory OpenVINO finds no weights outside the file, and beside a file it follows no symbolic link. A hard
+                    # link would make the artifact's own file one that is not loaded, see `check_external_data`.
                     folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
                     for name in facts.external:
-                        _hard_link_or_copy(path.with_name(name), Path(folder, name))
+                        shutil.copyfile(path.with_name(name), Path(folder, name))
                     content, source = source, Path(folder, path.name)
                     source.write_bytes(content)
             return _core().compile_model(_core().read_model(source), DEVICE, options)
@@ -210,15 +212,9 @@ def _compiled(
         raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error
     except OSError as error:
         raise RunnerError(
-            f"OpenVINO cannot be given {path} for one size: {error}. Free space in the folder for temporary files."
+            f"OpenVINO needs a copy of the weights of {path} to pin it ({error}); free space in the folder for temporary files, or "
+            "use ONNX Runtime."
         ) from error
-
-
-def _hard_link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another disk
-        shutil.copyfile(source, target)
 
 
 @cache

@@ -50,6 +50,20 @@ def pinned_shapes(pinned: Pinned, facts: OnnxFacts, name: str) -> dict[str, tupl
     return shapes
 
 
+def agreed(asked: Pinned | None, facts: OnnxFacts, name: str) -> Pinned | None:
+    """What a runner is pinned to: what was asked for, or what its file was written for.
+
+    Raises:
+        RunnerError: When these are two.
+    """
+    if asked is not None and facts.pinned is not None and tuple(asked) != facts.pinned:
+        raise RunnerError(
+            f"{name} cannot be pinned to {asked!r}: 'pin' wrote the file for {facts.pinned!r}. Run that, or pin the artifact's own "
+            "file."
+        )
+    return asked or facts.pinned
+
+
 def axis_lengths(pinned: Pinned, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Lengths of the free axes by name."""
     patches = [shape[1] for name, shape in shapes.items() if name == MASK_INPUT]

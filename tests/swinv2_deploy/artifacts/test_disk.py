@@ -40,7 +40,7 @@ def test_a_disk_error_anywhere_is_one_clear_message(
         raise OSError(number, os.strerror(number), "some file")
 
     targets = {
-        "mkdtemp": "swinv2_deploy.artifacts.tempfile.mkdtemp",
+        "mkdtemp": "swinv2_deploy.atomic.tempfile.mkdtemp",
         "lineage": "swinv2_deploy.artifacts.write_json",
         "rename": "swinv2_deploy.atomic.os.replace",
     }

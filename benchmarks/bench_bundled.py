@@ -15,8 +15,8 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -89,41 +89,32 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "static": arguments.static,
         "rows": rows,
         "speed_over_fp32": {
-            words: speeds(files, threads, size) for words, threads in (("1 thread", 1), (f"{os.cpu_count()} threads", None))
+            words: speeds({file.stem: OnnxRunner(file, threads=threads) for file in files}, size)
+            for words, threads in (("1 thread", 1), (f"{os.cpu_count()} threads", None))
         },
     }
 
 
-def speeds(
-    files: Sequence[Path], threads: int | None, size: tuple[int, int]
-) -> dict[str, dict[str, dict[str, tuple[float, float, float]]]]:
-    """First quartile, median and third quartile of time(FP32) / time(form), by batch, session and form.
-
-    Sessions are free, for any batch and size, or pinned to the one that is run, FP32 like INT8.
-    """
-    result: dict[str, dict[str, dict[str, tuple[float, float, float]]]] = {}
+def speeds(runners: dict[str, OnnxRunner], size: tuple[int, int]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """First quartile, median and third quartile of time(FP32) / time(form), by batch and form."""
+    result = {}
     for batch in BATCHES:
         images = np.random.default_rng(0).standard_normal((batch, 3, *size)).astype(np.float32)
-        runners = {
-            (session, file.stem): OnnxRunner(file, threads=threads, pinned=(batch, *size) if session == "pinned" else None)
-            for session in ("free", "pinned")
-            for file in files
-        }
+        ratios: dict[str, list[float]] = {name: [] for name in runners if name != "model"}
         for runner in runners.values():
             runner.run(images)
-        ratios: dict[tuple[str, str], list[float]] = {key: [] for key in runners if key[1] != "model"}
         for _ in range(ROUNDS):
             seconds = {}
-            for key, runner in runners.items():
+            for name, runner in runners.items():
                 started = perf_counter()
                 runner.run(images)
-                seconds[key] = perf_counter() - started
-            for (session, name), values in ratios.items():
-                values.append(seconds[session, "model"] / seconds[session, name])
-        found = result[str(batch)] = {"free": {}, "pinned": {}}
-        for (session, name), values in sorted(ratios.items()):
-            low, middle, high = np.percentile(values, [25, 50, 75])
-            found[session][name] = (float(low), float(middle), float(high))
+                seconds[name] = perf_counter() - started
+            for name, values in ratios.items():
+                values.append(seconds["model"] / seconds[name])
+        result[str(batch)] = {
+            name: (float(np.percentile(values, 25)), float(median(values)), float(np.percentile(values, 75)))
+            for name, values in sorted(ratios.items())
+        }
     return result
 
 
@@ -139,16 +130,11 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['form']} | {row['top1']:.2%} | {row['lost_points']:.2f} ({low:.2f} to {high:.2f}) | {row['agreement']:.2%} "
             f"| {row['flips']} | {row['cosine']:.5f} | {row['sqnr_db']:.1f} | {row['size_ratio']:.2f} |"
         )
-    lines += [
-        "",
-        "| threads | batch | session | form | speed over FP32 ONNX in such a session (quartiles) |",
-        "|---|---|---|---|---|",
-    ]
+    lines += ["", "| threads | batch | form | speed over FP32 ONNX (quartiles) |", "|---|---|---|---|"]
     for threads, batches in result["speed_over_fp32"].items():
-        for batch, sessions in batches.items():
-            for session, forms in sessions.items():
-                for name, (low, middle, high) in forms.items():
-                    lines.append(f"| {threads} | {batch} | {session} | {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+        for batch, forms in batches.items():
+            for name, (low, middle, high) in forms.items():
+                lines.append(f"| {threads} | {batch} | {name} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
     return "\n".join(lines)
 
 

@@ -54,7 +54,7 @@ def pin_command(
         output.say(f"Pinning {', '.join(f'{name}.onnx' for name in files)} of {escape(artifact.name)} to {words}")
         for name, reason in left.items():
             output.say(f"  left out {escape(name)}.onnx: {escape(reason)}")
-        content = {"folder": str(place), "artifact": str(artifact.path), "batch": batch, "size": pinned[1:], "left_out": left}
+        content = {"folder": str(place), "parent": str(artifact.path), "batch": batch, "size": pinned[1:], "left_out": left}
         if dry_run:
             output.say(f"Would write {escape(str(place))}")
             output.result(content | {"files": [f"{name}.onnx" for name in files], "dry_run": True})
@@ -66,3 +66,5 @@ def pin_command(
             output.say(f"  {row.name}.onnx: {row.nodes[0]} operators became {row.nodes[1]}, {same}")
         output.say(f"Wrote {escape(str(place))}")
         output.result(content | {"files": [asdict(row) for row in found]})
+        if quiet and not json:
+            typer.echo(str(place))

@@ -208,5 +208,6 @@ def test_the_command_says_what_it_did(tiny_artifact: ModelArtifact, tmp_path: Pa
     assert str(tmp_path / "out") in result.stdout
     content = json.loads(run("--model", tiny_artifact.path, "--out", tmp_path / "out", "--force", "--json").stdout)
     assert content["files"][0]["path"] == str(tmp_path / "out/model.onnx")
+    assert run("--model", tiny_artifact.path, "--out", tmp_path / "out", "--force", "--quiet").stdout == f"{tmp_path / 'out'}\n"
     with pytest.raises(SpecError):
         pin_files(tiny_artifact, (0, 32, 32))

@@ -285,6 +285,7 @@ def _show(result: DriftReport, console: Console) -> None:
 
 def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport, model: str) -> str:
     from calibration.samples import sample_folder
+    from swinv2_deploy.runtime.onnx_file import read_facts
     from swinv2_deploy.verify.terminal import best_file
 
     if not result.passed:
@@ -294,4 +295,7 @@ def _next(artifact: ModelArtifact, spec: VerifySpec, result: DriftReport, model:
     allow = " --allow-untrained" if spec.allow_untrained else ""
     if spec.data == sample_folder("verify"):
         return f"Next: swinv2-deploy verify{model}{allow} --data YOUR_PHOTOS"
-    return f"Deploy: {best_file(result)}"
+    best = best_file(result)
+    facts = read_facts(best) if best.suffix == ".onnx" else None
+    free = facts is not None and facts.takes == "pixel_values" and not facts.resolutions.static
+    return f"Deploy: {best}" + f"\nFaster where only one size is run: swinv2-deploy pin{model} --onnx {best.stem}" * free

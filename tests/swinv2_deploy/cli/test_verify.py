@@ -54,6 +54,22 @@ def test_passing_ends_with_verdict_paths_and_next_command(run: Callable[..., Res
     assert f"Next: swinv2-deploy quantize --model {own.path}" in result.output
 
 
+def test_what_to_deploy_is_named_and_how_to_pin_it(
+    run: Callable[..., Result], tiny_artifact: ModelArtifact, changed: Callable[..., ModelArtifact], photos: Path
+) -> None:
+    """The command that it names works as it stands; files of one size have nothing to pin."""
+    artifact = changed(tiny_artifact, {"other_int8": lambda proto: None})
+    options = ("--model", artifact.path, "--data", photos, "--latency-seconds", 0)
+
+    lines = run(*options, "--candidate", "model").stdout.splitlines()
+
+    assert lines[-2] == f"Deploy: {artifact.path}/onnx/model.onnx"
+    command = lines[-1].removeprefix("Faster where only one size is run: swinv2-deploy ").split()
+    assert command == ["pin", "--model", str(artifact.path), "--onnx", "model"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert (artifact.path / "pinned/1x32x32/model.onnx").is_file()
+
+
 def test_defaults_are_printed(run: Callable[..., Result], own: ModelArtifact) -> None:
     """Without options: the newest artifact, the bundled photographs, agreement where the labels differ."""
     Path("artifacts").mkdir()

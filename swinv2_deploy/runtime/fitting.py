@@ -24,8 +24,7 @@ tokens a side, and slower with windows of 8."""
 
 _PRODUCTS = frozenset({"Gemm", "MatMul", "MatMulIntegerToFloat"})
 _BY_ROW = frozenset({"Add", "Cast", "DequantizeLinear", "QuantizeLinear", "Sub"})
-"""Operators beside products that make every row from the same row of what they read first. Their other inputs are biases, scales
-and zero points where they stand between tokens (rows, C) and the place where these are gathered."""
+"""Operators beside products that make every row from the same row of what they read first, where all else is the same for all."""
 
 _BY_PLACE = frozenset({"Add", "Cast", "LpNormalization", "Mul", "Softmax"})
 """Operators of an attention that an axis in front does not change, as long as the axis they have themselves is the last one."""
@@ -91,15 +90,22 @@ def _readers(tokens: ir.Value, known: KnownIntegers) -> tuple[list[ir.Node], int
             return None
         node = readers[0]
         if node.op_type in _PRODUCTS:
+            if node.attributes.get_int("transA", 0) or not all(_for_all_rows(value) for value in node.inputs[2:]):
+                return None
             width = _columns(node)
         elif node.op_type == "Reshape":
             shape = known.get(node.inputs[1])
             if width is None or shape is None or shape.size != 2 or shape[0] != -1 or width % shape[1]:
                 return None
             rows, width = rows * (width // int(shape[1])), int(shape[1])
-        elif node.op_type not in _BY_ROW:
+        elif node.op_type not in _BY_ROW or not all(_for_all_rows(value) for value in node.inputs[1:]):
             return None
         tokens = node.outputs[0]
+
+
+def _for_all_rows(value: ir.Value | None) -> bool:
+    """Whether an input is the same for every row: a bias, a scale or a zero point."""
+    return value is None or (value.is_initializer() and value.shape is not None and len(value.shape) <= 1)
 
 
 def _columns(product: ir.Node) -> int | None:

@@ -195,6 +195,9 @@ GRAPHS = {
     "read at once": (f"{ROW} y = Gather(padded, index)", True),
     "through a layer": (f"{ROW} wide = Gemm(padded, w, b) rows = Reshape(wide, halves) y = Gather(rows, doubled)", True),
     "a layer of another form": (f"{ROW} wide = Gemm<transB = 1>(padded, w, b) y = Gather(wide, index)", True),
+    "a bias between": (f"{ROW} sums = Add(padded, b) y = Gather(sums, index)", True),
+    "something for every row between": (f"{ROW} sums = Add(padded, every) y = Gather(sums, index)", False),
+    "a layer with something for every row": (f"{ROW} wide = Gemm(padded, w, every) y = Gather(wide, index)", False),
     "row of zeros read": (f"{ROW} y = Gather(padded, zeros)", False),
     "half of the row read": (f"{ROW} wide = Gemm(padded, w, b) rows = Reshape(wide, halves) y = Gather(rows, index)", False),
     "another operator between": (f"{ROW} sums = CumSum(padded, axis) y = Gather(sums, index)", False),
@@ -217,7 +220,8 @@ def test_a_row_of_zeros_goes_only_where_nothing_reads_it(name: str, tmp_path: Pa
     one (float[batch, 4] x) => (float[rows, width] y) <
         int64[4] pads = {{1, 0, 0, 0}}, int64[4] two = {{2, 0, 0, 0}}, int64[2] index = {{1, 3}}, int64[2] zeros = {{0, 2}},
         int64[2] doubled = {{2, 5}}, int64[2] halves = {{-1, 2}}, int64 axis = {{0}},
-        float[4, 4] w = {{{", ".join(map(str, range(16)))}}}, float[4] b = {{1, 2, 3, 4}}
+        float[4, 4] w = {{{", ".join(map(str, range(16)))}}}, float[4] b = {{1, 2, 3, 4}},
+        float[6, 1] every = {{1, 2, 3, 4, 5, 6}}
     > {{ {lines} }}"""
     model = onnx.parser.parse_model(text)
     onnx.save(model, tmp_path / "m.onnx")

@@ -101,15 +101,14 @@ class OnnxRunner:
 
     def _content(self, pinned: Pinned | None) -> bytes | None:
         """What is loaded in the place of the file, if anything is."""
-        fits = pinned is None or self._shapes is None or self.facts.pinned is not None
-        if fits and not self.emulated:
-            return None
         import onnx_ir as ir
 
         from swinv2_deploy.runtime.emulation import emulate
         from swinv2_deploy.runtime.fitting import fitted, serialized
 
-        if pinned is None or self._shapes is None or fits:
+        if pinned is None or self._shapes is None or self.facts.pinned is not None:
+            if not self.emulated:
+                return None
             model = ir.load(self.path)
         else:
             model = fitted(self.path, self._shapes, axis_lengths(pinned, self._shapes))

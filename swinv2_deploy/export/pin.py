@@ -17,9 +17,10 @@ from swinv2_deploy.errors import ArtifactError, ExportError, RunnerError, SpecEr
 from swinv2_deploy.export.write import OnnxWriter
 from swinv2_deploy.modeling.io import LARGEST_INLINE
 from swinv2_deploy.runtime import OnnxRunner, masks_for
-from swinv2_deploy.runtime.fitting import fitted
+from swinv2_deploy.runtime.fitting import fit
 from swinv2_deploy.runtime.onnx_file import PREFIX, read_facts
 from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_shapes
+from swinv2_deploy.runtime.runner import Array
 
 PINNED = "pinned"
 """Folder inside an artifact that such files go to."""
@@ -132,8 +133,9 @@ def pin_files(
 def _pinned(artifact: ModelArtifact, source: Path, pinned: Pinned, folder: Path) -> PinnedFile:
     facts, target = read_facts(source), folder / source.name
     shapes = pinned_shapes(pinned, facts, source.stem)
-    before = len(ir.load(source).graph)
-    model = fitted(source, shapes, axis_lengths(pinned, shapes))
+    model = ir.load(source)
+    before = len(model.graph)
+    fit(model, shapes, axis_lengths(pinned, shapes))
     entries = model.metadata_props
     entries.pop(f"{PREFIX}proof", None)
     entries[f"{PREFIX}pinned"] = json.dumps(pinned)
@@ -159,18 +161,18 @@ def _pinned(artifact: ModelArtifact, source: Path, pinned: Pinned, folder: Path)
 
 
 def _change(artifact: ModelArtifact, before: Path, after: Path, pinned: Pinned) -> float:
-    masks, outputs = masks_for(artifact.config), []
-    for path in (before, after):
-        runner = OnnxRunner(path, masks=masks, frugal=True)
-        batch, *size = pinned
-        generator = np.random.default_rng(0)
-        if runner.facts.takes == "images":
-            outputs.append(runner.run(generator.integers(0, 256, (batch, *size, 3), np.uint8)))
-        else:
-            shape = (batch, artifact.config.num_channels, *size)
-            outputs.append(runner.run(generator.standard_normal(shape, np.float32)))
-    old, new = outputs
+    old, new = (_outputs(artifact, path, pinned) for path in (before, after))
     return max(float(np.sqrt(np.mean((new[key] - value) ** 2) / max(np.mean(value**2), 1e-30))) for key, value in old.items())
+
+
+def _outputs(artifact: ModelArtifact, path: Path, pinned: Pinned) -> dict[str, Array]:
+    """Outputs for noise, without anything left in memory of what computed them."""
+    runner = OnnxRunner(path, masks=masks_for(artifact.config), frugal=True)
+    batch, *size = pinned
+    generator = np.random.default_rng(0)
+    if runner.facts.takes == "images":
+        return runner.run(generator.integers(0, 256, (batch, *size, 3), np.uint8))
+    return runner.run(generator.standard_normal((batch, artifact.config.num_channels, *size), np.float32))
 
 
 def _refuse_taken(place: Path, *, force: bool) -> None:

@@ -39,6 +39,12 @@ def fitted(path: Path, shapes: Mapping[str, Sequence[int]], lengths: Mapping[str
         lengths: Length of every free axis by name, see `axis_lengths`.
     """
     model = ir.load(path)
+    fit(model, shapes, lengths)
+    return model
+
+
+def fit(model: ir.Model, shapes: Mapping[str, Sequence[int]], lengths: Mapping[str, int]) -> None:
+    """Fit a graph in place, see `fitted`."""
     known = KnownIntegers(model, shapes)
     for value in model.graph.outputs:
         axes = value.shape or ()
@@ -50,7 +56,6 @@ def fitted(path: Path, shapes: Mapping[str, Sequence[int]], lengths: Mapping[str
     for reads in _attention_reads(model.graph, known):
         _part_images(model.graph, reads, known, lengths["batch"])
     known.store()
-    return model
 
 
 def serialized(model: ir.Model) -> bytes:

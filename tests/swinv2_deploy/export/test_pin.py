@@ -140,15 +140,14 @@ def test_large_weights_go_beside_the_file(
 def test_a_file_that_computes_something_else_is_not_written(
     tiny_artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted = pin_module.fitted
+    fit = pin_module.fit
 
-    def wrong(*arguments: Any) -> ir.Model:
-        model = fitted(*arguments)
+    def wrong(model: ir.Model, *arguments: Any) -> None:
+        fit(model, *arguments)
         value = model.graph.initializers["head.bias"]
         value.const_value = ir.Tensor(value.const_value.numpy() + 0.01, name=value.name)  # type: ignore[union-attr]
-        return model
 
-    monkeypatch.setattr(pin_module, "fitted", wrong)
+    monkeypatch.setattr(pin_module, "fit", wrong)
     with pytest.raises(ExportError, match="computes something else: its outputs move by"):
         pin_files(tiny_artifact, SIZE, out=tmp_path / "out/pinned")
     assert not list(tmp_path.iterdir())

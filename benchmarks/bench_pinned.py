@@ -99,13 +99,12 @@ def measured(name: str, case: Case, folder: Path, threads: int | None) -> list[d
         for form, runner in FORMS.items():
             stem = form.split(",")[0]
             pinned = (batch, side, side)
+            # OpenVINO is given a file of one size with its batch, as everybody would load it.
             runners = {
-                "static": runner(files["static"][stem], threads=threads),
+                "static": runner(files["static"][stem], threads=threads, pinned=pinned if "OpenVINO" in form else None),
                 "free": runner(files["dynamic"][stem], threads=threads),
                 "pinned": runner(files["dynamic"][stem], threads=threads, pinned=pinned),
             }
-            if "OpenVINO" in form:  # as a file of one size is loaded: with its batch
-                runners["static"] = runner(files["static"][stem], threads=threads, pinned=pinned)
             rows.append({"model": name, "batch": batch, "form": form} | costs(runners, batch, side, rounds))
             print(line(rows[-1]), flush=True)
     return rows

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swinv2_deploy.cli.console import Output, reported_errors, warn
-from swinv2_deploy.cli.options import ARTIFACTS, Artifact, DryRun, Json, Quiet, Verbose
+from swinv2_deploy.cli.console import Output, artifact_to_run, reported_errors
+from swinv2_deploy.cli.options import Artifact, DryRun, Json, Quiet, Verbose
 from swinv2_deploy.cli.progress import progress_of
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ def compile_command(
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
-        from swinv2_deploy.artifacts import newest_artifact, read_artifact
         from swinv2_deploy.engine.profiles import parse_batches, parse_shape
         from swinv2_deploy.engine.spec import EngineSpec, as_rest
         from swinv2_deploy.errors import SpecError
@@ -120,14 +119,7 @@ def compile_command(
             require_int8_gemms=require_int8_gemms,
             require_fused_attention=require_fused_attention,
         )
-        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS)
-        if model is None:
-            output.say(f"No model was named: taking the newest artifact, {artifact.path}")
-        if not artifact.lineage.weights.trained:
-            warn(
-                f"{artifact.name} has UNTRAINED weights: speed and size are those of the real model, and its answers mean nothing."
-            )
-        _run(artifact, spec, name, output, force=force, dry_run=dry_run)
+        _run(artifact_to_run(model, output), spec, name, output, force=force, dry_run=dry_run)
 
 
 def _run(artifact: ModelArtifact, spec: EngineSpec, name: str | None, output: Output, *, force: bool, dry_run: bool) -> None:

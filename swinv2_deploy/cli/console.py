@@ -8,13 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from swinv2_deploy.cli.options import ARTIFACTS
 from swinv2_deploy.errors import SwinDeployError
+
+if TYPE_CHECKING:
+    from swinv2_deploy.artifacts import ModelArtifact
 
 LEAVES = ("calibration", "reference_model")
 
@@ -64,6 +69,20 @@ class Output:
 def warn(text: str) -> None:
     """Print a warning to standard error, always."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
+def artifact_to_run(model: Path | None, output: Output) -> ModelArtifact:
+    """The artifact that was named, or else the newest one; says which, and warns of weights that were never trained."""
+    from swinv2_deploy.artifacts import newest_artifact, read_artifact
+
+    artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS)
+    if model is None:
+        output.say(f"No model was named: taking the newest artifact, {artifact.path}")
+    if not artifact.lineage.weights.trained:
+        warn(
+            f"{artifact.name} has UNTRAINED weights: speed and size are those of the real model, and its answers mean nothing."
+        )
+    return artifact
 
 
 @contextmanager

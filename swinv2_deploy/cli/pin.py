@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from swinv2_deploy.cli.console import Output, reported_errors, warn
-from swinv2_deploy.cli.options import ARTIFACTS, Artifact, DryRun, Json, Quiet, Verbose
+from swinv2_deploy.cli.console import Output, artifact_to_run, reported_errors
+from swinv2_deploy.cli.options import Artifact, DryRun, Json, Quiet, Verbose
 from swinv2_deploy.cli.progress import progress_of
 
 
@@ -39,15 +39,10 @@ def pin_command(
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
     with reported_errors(output):
-        from swinv2_deploy.artifacts import newest_artifact, read_artifact
         from swinv2_deploy.export.pin import chosen_files, pin_files, place_of
         from swinv2_deploy.export.spec import parse_size
 
-        artifact = read_artifact(model) if model else newest_artifact(ARTIFACTS)
-        if model is None:
-            output.say(f"No model was named: taking the newest artifact, {artifact.path}")
-        if not artifact.lineage.weights.trained:
-            warn(f"{artifact.name} has UNTRAINED weights: its speed is that of the real model, and its answers mean nothing.")
+        artifact = artifact_to_run(model, output)
         pinned = (batch, *(parse_size(res) if res else artifact.preprocessing.size))
         (files, left), place = chosen_files(artifact, pinned, onnx), place_of(artifact, pinned, out)
         words = f"{batch} image{'s' if batch > 1 else ''} of {pinned[1]}x{pinned[2]} px"

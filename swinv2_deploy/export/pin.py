@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from swinv2_deploy.artifacts import ModelArtifact, ResolutionRange, write_json
+from swinv2_deploy.artifacts import ModelArtifact, write_json
 from swinv2_deploy.atomic import whole_folder
 from swinv2_deploy.errors import ArtifactError, ExportError, RunnerError, SpecError
-from swinv2_deploy.export.write import OnnxWriter
-from swinv2_deploy.modeling.io import LARGEST_INLINE
+from swinv2_deploy.export.write import write_alone
 from swinv2_deploy.runtime import OnnxRunner, masks_for
 from swinv2_deploy.runtime.fitting import fit
-from swinv2_deploy.runtime.onnx_file import PREFIX, read_facts
-from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_shapes
+from swinv2_deploy.runtime.onnx_file import PREFIX, OnnxFacts, read_facts
+from swinv2_deploy.runtime.pinned import Pinned, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.runner import Array
 
 PINNED = "pinned"
@@ -55,8 +54,10 @@ def place_of(artifact: ModelArtifact, pinned: Pinned, out: Path | None = None) -
     return (out or artifact.path / PINNED / "x".join(map(str, pinned))).absolute()
 
 
-def chosen_files(artifact: ModelArtifact, pinned: Pinned, name: str | None) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files to pin by name, and why the others are left out: the one that is named, or all that take pixels of this size.
+def chosen_files(artifact: ModelArtifact, pinned: Pinned, name: str | None) -> tuple[dict[str, OnnxFacts], dict[str, str]]:
+    """What the files to pin say of themselves, by name, and why the others are left out.
+
+    They are the one that is named, or all that take pixels of this size.
 
     Raises:
         SpecError: When there is none of that name, or the size is none.
@@ -70,8 +71,10 @@ def chosen_files(artifact: ModelArtifact, pinned: Pinned, name: str | None) -> t
         stem = name.removesuffix(".onnx")
         if stem not in files:
             raise SpecError(f"{artifact.name} has no file {name!r}; expected one of {', '.join(files)}.")
-        pinned_shapes(pinned, read_facts(files[stem]), stem)
-        return {stem: files[stem]}, {}
+        facts = read_facts(files[stem])
+        pinned_shapes(pinned, facts, stem)
+        return {stem: facts}, {}
+    chosen: dict[str, OnnxFacts] = {}
     left: dict[str, str] = {}
     refused: RunnerError | None = None
     for stem, path in files.items():
@@ -83,9 +86,11 @@ def chosen_files(artifact: ModelArtifact, pinned: Pinned, name: str | None) -> t
             pinned_shapes(pinned, facts, stem)
         except RunnerError as error:
             left[stem], refused = str(error), error
+        else:
+            chosen[stem] = facts
     if len(left) == len(files) and refused is not None:
         raise refused
-    return {stem: path for stem, path in files.items() if stem not in left}, left
+    return chosen, left
 
 
 def pin_files(
@@ -114,37 +119,31 @@ def pin_files(
         ExportError: When a file computes something else than the one it was made from.
     """
     files, _ = chosen_files(artifact, pinned, name)
-    for stem, path in files.items():
-        artifact.file(f"onnx/{stem}.onnx")
-        for extra in read_facts(path).external:
+    paths = {stem: artifact.file(f"onnx/{stem}.onnx") for stem in files}
+    for facts in files.values():
+        for extra in facts.external:
             artifact.file(f"onnx/{extra}")
-    place, size = place_of(artifact, pinned, out), sum(read_facts(path).size_bytes for path in files.values())
+    place, size = place_of(artifact, pinned, out), sum(facts.size_bytes for facts in files.values())
     with whole_folder(place, partial(_refuse_taken, place, force=force), needed_bytes=size) as folder:
         found = []
-        for number, (stem, path) in enumerate(files.items()):
+        for number, (stem, facts) in enumerate(files.items()):
             progress(stem, number, len(files))
-            found.append(_pinned(artifact, path, pinned, folder))
+            found.append(_pinned(artifact, paths[stem], facts, pinned, folder))
         rows = [asdict(row) | {"path": row.path.name} for row in found]
         parent = {"name": artifact.name, "lineage_sha256": artifact.sha256}
         write_json(folder / REPORT, {"parent": parent, "batch": pinned[0], "size": list(pinned[1:]), "files": rows})
     return [replace(row, path=place / row.path.name) for row in found]
 
 
-def _pinned(artifact: ModelArtifact, source: Path, pinned: Pinned, folder: Path) -> PinnedFile:
-    facts, target = read_facts(source), folder / source.name
-    shapes = pinned_shapes(pinned, facts, source.stem)
-    model = ir.load(source)
+def _pinned(artifact: ModelArtifact, source: Path, facts: OnnxFacts, pinned: Pinned, folder: Path) -> PinnedFile:
+    target, model = folder / source.name, ir.load(source)
     before = len(model.graph)
-    fit(model, shapes, axis_lengths(pinned, shapes))
+    fit(model, pinned_shapes(pinned, facts, source.stem))
     entries = model.metadata_props
     entries.pop(f"{PREFIX}proof", None)
     entries[f"{PREFIX}pinned"] = json.dumps(pinned)
-    if facts.takes != "images":
-        one = ResolutionRange(min=pinned[1:], opt=pinned[1:], max=pinned[1:])
-        entries[f"{PREFIX}resolutions"] = json.dumps(asdict(one))
-    weights = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
-    with OnnxWriter(target.with_name(f"{target.name}.data") if sum(weights) > LARGEST_INLINE else None) as writer:
-        writer.write(model, target)
+    entries[f"{PREFIX}resolutions"] = json.dumps(asdict(pinned_range(pinned, facts)))
+    write_alone(model, target)
     after = len(model.graph)
     del model
     try:

@@ -11,8 +11,7 @@ from reference_model.model import SwinV2
 from swinv2_deploy.errors import ExportError, RunnerError
 from swinv2_deploy.export.precision import half_from_float32
 from swinv2_deploy.export.spec import HalfPrecision
-from swinv2_deploy.export.write import OnnxWriter
-from swinv2_deploy.modeling.io import LARGEST_INLINE
+from swinv2_deploy.export.write import write_alone
 from swinv2_deploy.runtime import OnnxRunner, Proof, masks_for, prove
 from swinv2_deploy.runtime.onnx_file import append_metadata, read_facts
 
@@ -44,10 +43,7 @@ def half_rest(source: Path, target: Path, precision: HalfPrecision, model: SwinV
     graph = half_from_float32(ir.load(source), precision)
     graph.metadata_props.pop("swinv2_deploy.proof", None)
     graph.metadata_props["swinv2_deploy.rest"] = precision
-    weights = [value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None]
-    data = target.with_name(f"{target.name}.data") if sum(weights) > LARGEST_INLINE else None
-    with OnnxWriter(data) as writer:
-        writer.write(graph, target)
+    write_alone(graph, target)
     try:
         proof = _compared(source, target, model)
     except RunnerError as error:

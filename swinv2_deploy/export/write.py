@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from swinv2_deploy.errors import ExportError
-from swinv2_deploy.modeling.io import SMALLEST_OUTSIDE
+from swinv2_deploy.modeling.io import LARGEST_INLINE, SMALLEST_OUTSIDE
 
 Bytes = NDArray[np.uint8]
 
@@ -105,6 +105,17 @@ class OnnxWriter:
             self._outside.write(content.data)
             self._places[key] = offset
         return self._places[key]
+
+
+def write_alone(model: ir.Model, path: Path) -> None:
+    """Write one graph that shares its weights with no other: large ones go into a file of its own beside it.
+
+    Raises:
+        ExportError: When it is not valid.
+    """
+    weights = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
+    with OnnxWriter(path.with_name(f"{path.name}.data") if sum(weights) > LARGEST_INLINE else None) as writer:
+        writer.write(model, path)
 
 
 def check_valid(model: onnx.ModelProto, initializers: Iterable[ir.Value]) -> None:

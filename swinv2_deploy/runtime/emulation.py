@@ -6,8 +6,6 @@ inside one operator stay float32, as in the matrix units of GPUs. A runtime that
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx_ir as ir
 
 MOVES = frozenset(
@@ -32,12 +30,6 @@ MOVES = frozenset(
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 WIDE = ir.DataType.FLOAT
-
-
-def emulated_bytes(path: Path) -> bytes:
-    """An ONNX file as a serialized model that computes in float32 and rounds; weights outside of it stay where they are."""
-    content: bytes = ir.to_proto(emulate(ir.load(path))).SerializeToString()
-    return content
 
 
 def emulate(model: ir.Model) -> ir.Model:

@@ -30,31 +30,30 @@ _BY_PLACE = frozenset({"Add", "Cast", "LpNormalization", "Mul", "Softmax"})
 """Operators of an attention that an axis in front does not change, as long as the axis they have themselves is the last one."""
 
 
-def fitted(path: Path, shapes: Mapping[str, Sequence[int]], lengths: Mapping[str, int]) -> ir.Model:
+def fitted(path: Path, shapes: Mapping[str, Sequence[int]]) -> ir.Model:
     """The graph of a file, fitted; weights outside of the file stay there.
 
     Args:
         path: File that ``export`` or ``quantize`` wrote.
         shapes: Shape of every input by name, see `pinned_shapes`.
-        lengths: Length of every free axis by name, see `axis_lengths`.
     """
     model = ir.load(path)
-    fit(model, shapes, lengths)
+    fit(model, shapes)
     return model
 
 
-def fit(model: ir.Model, shapes: Mapping[str, Sequence[int]], lengths: Mapping[str, int]) -> None:
+def fit(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> None:
     """Fit a graph in place, see `fitted`."""
+    axes = [pair for value in model.graph.inputs for pair in zip(value.shape or (), shapes[str(value.name)], strict=True)]
+    lengths = {axis: length for axis, length in axes if isinstance(axis, ir.SymbolicDim)}
     known = KnownIntegers(model, shapes)
     for value in model.graph.outputs:
-        axes = value.shape or ()
-        value.shape = ir.Shape(
-            [lengths.get(str(axis.value), axis) if isinstance(axis, ir.SymbolicDim) else axis for axis in axes]
-        )
+        value.shape = ir.Shape([axis if isinstance(axis, int) else lengths.get(axis, axis) for axis in value.shape or ()])
     for pad in [node for node in model.graph if node.op_type == "Pad"]:
         _drop_zero_row(model.graph, pad, known)
+    batch = next(iter(shapes.values()))[0]
     for reads in _attention_reads(model.graph, known):
-        _part_images(model.graph, reads, known, lengths["batch"])
+        _part_images(model.graph, reads, known, batch)
     known.store()
 
 

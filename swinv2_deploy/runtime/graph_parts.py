@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from reference_model.config import SwinV2Config
 from swinv2_deploy.errors import RunnerError, UnsupportedModelError
-from swinv2_deploy.runtime.emulation import emulated_bytes
+from swinv2_deploy.runtime.emulation import emulate
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import masks_for
 from swinv2_deploy.runtime.onnx_file import read_facts
@@ -84,9 +85,7 @@ class GraphParts:
         self._threads = threads
         self._masks = masks_for(self.facts.config)
         emulated = self.facts.rest == "bf16"
-        self._proto = (
-            onnx.load_model_from_string(emulated_bytes(path)) if emulated else onnx.load(path, load_external_data=False)
-        )
+        self._proto = ir.to_proto(emulate(ir.load(path))) if emulated else onnx.load(path, load_external_data=False)
         self._exact = has_integers(self.facts.precision) and saturates()
         self._types = _types(self._proto)
         self.values = frozenset(

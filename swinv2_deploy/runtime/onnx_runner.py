@@ -12,7 +12,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.pinned import Pinned, agreed, axis_lengths, pinned_range, pinned_shapes
+from swinv2_deploy.runtime.pinned import Pinned, agreed, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, Images, ProductMode, Products, Provider, check_threads
 
@@ -90,7 +90,7 @@ class OnnxRunner:
         options = session_options(threads, exact=exact)
         if pinned is not None:
             unplanned(options)
-        self._session = _session(path, options, provider, self._content(pinned))
+        self._session = _session(path, options, provider, self._content())
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if probed else None)
         used = self._session.get_providers()[0]
         self.provider: str = f"{self.facts.rest} emulated, {used}" if self.emulated else used
@@ -99,19 +99,17 @@ class OnnxRunner:
             _return_freed_memory()
         self.output_names = tuple(output.name for output in self._session.get_outputs())
 
-    def _content(self, pinned: Pinned | None) -> bytes | None:
+    def _content(self) -> bytes | None:
         """What is loaded in the place of the file, if anything is."""
+        shapes = None if self.facts.pinned else self._shapes
+        if shapes is None and not self.emulated:
+            return None
         import onnx_ir as ir
 
         from swinv2_deploy.runtime.emulation import emulate
         from swinv2_deploy.runtime.fitting import fitted, serialized
 
-        if pinned is None or self._shapes is None or self.facts.pinned is not None:
-            if not self.emulated:
-                return None
-            model = ir.load(self.path)
-        else:
-            model = fitted(self.path, self._shapes, axis_lengths(pinned, self._shapes))
+        model = ir.load(self.path) if shapes is None else fitted(self.path, shapes)
         return serialized(emulate(model) if self.emulated else model)
 
     def run(self, images: Images, bool_masked_pos: BoolArray | None = None) -> dict[str, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,8 @@ from reference_model.masking import patch_count
 from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
-from swinv2_deploy.runtime.onnx_file import OnnxFacts, read_facts
-from swinv2_deploy.runtime.pinned import Pinned, agreed, axis_lengths, pinned_range, pinned_shapes
+from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.pinned import Pinned, agreed, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
 
@@ -97,8 +97,8 @@ class OpenVinoRunner:
         self.resolutions = pinned_range(pinned, self.facts)
         integers = has_integers(self.precision)
         exact = integers and products == "exact" and saturates()
-        lengths = {} if pinned is None or self._shapes is None else axis_lengths(pinned, self._shapes)
-        self._model = _compiled(self.facts, path, _options(threads, precision, exact=exact), self._shapes, lengths)
+        shapes = None if self.facts.pinned else self._shapes
+        self._model = _compiled(path, _options(threads, precision, exact=exact), shapes, self.facts.external)
         self.inference_precision = _used_precision(self._model)
         if self.inference_precision != precision:
             raise BackendMissing(
@@ -185,24 +185,20 @@ def _options(threads: int | None, precision: FloatPrecision, *, exact: bool) -> 
 
 
 def _compiled(
-    facts: OnnxFacts,
-    path: Path,
-    options: dict[str, Any],
-    shapes: Mapping[str, tuple[int, ...]] | None,
-    lengths: Mapping[str, int],
+    path: Path, options: dict[str, Any], shapes: Mapping[str, tuple[int, ...]] | None, external: Sequence[str]
 ) -> CompiledModel:
     try:
         with _denormals_kept(), ExitStack() as stack:
             source: Path | bytes = path
-            if shapes is not None and facts.pinned is None:
+            if shapes is not None:
                 from swinv2_deploy.runtime.fitting import fitted, serialized
 
-                source = serialized(fitted(path, shapes, lengths))
-                if facts.external:
+                source = serialized(fitted(path, shapes))
+                if external:
                     # From memory OpenVINO finds no weights outside the file, and beside a file it follows no symbolic link. A hard
                     # link would make the artifact's own file one that is not loaded, see `check_external_data`.
                     folder = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
-                    for name in facts.external:
+                    for name in external:
                         shutil.copyfile(path.with_name(name), Path(folder, name))
                     content, source = source, Path(folder, path.name)
                     source.write_bytes(content)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 Pinned = tuple[int, int, int]
 """B, H and W."""
-AXES = ("batch", "height", "width", "patches")
-"""Names of the free axes in exported files, those of ``pixel_values`` or ``images`` first."""
 
 
 def pinned_shapes(pinned: Pinned, facts: OnnxFacts, name: str) -> dict[str, tuple[int, ...]]:
@@ -62,12 +60,6 @@ def agreed(asked: Pinned | None, facts: OnnxFacts, name: str) -> Pinned | None:
             "file."
         )
     return asked or facts.pinned
-
-
-def axis_lengths(pinned: Pinned, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Lengths of the free axes by name."""
-    patches = [shape[1] for name, shape in shapes.items() if name == MASK_INPUT]
-    return dict(zip(AXES, (*pinned, *patches), strict=False))
 
 
 def pinned_range(pinned: Pinned | None, facts: OnnxFacts) -> ResolutionRange:

@@ -127,7 +127,7 @@ def test_a_masked_image_model_and_photographs(
 def test_large_weights_go_beside_the_file(
     tiny_artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pin_module, "LARGEST_INLINE", 1000)
+    monkeypatch.setattr("swinv2_deploy.export.write.LARGEST_INLINE", 1000)
     [row] = pin_files(tiny_artifact, SIZE, out=tmp_path / "out")
 
     assert read_facts(row.path).external == ("model.onnx.data",)

@@ -24,7 +24,7 @@ from swinv2_deploy.runtime import OnnxRunner, OpenVinoRunner
 from swinv2_deploy.runtime.fitting import fitted
 from swinv2_deploy.runtime.known_integers import KnownIntegers
 from swinv2_deploy.runtime.onnx_file import read_facts
-from swinv2_deploy.runtime.pinned import Pinned, axis_lengths, pinned_shapes
+from swinv2_deploy.runtime.pinned import Pinned, pinned_shapes
 
 WHOLE = (2, 32, 32)
 """Two windows along each axis of the first map, nothing padded."""
@@ -37,8 +37,7 @@ SIZES = {"Range", "Shape", "Mod", "Less", "Greater", "ReduceProd", "ReduceMin", 
 
 
 def fit(file: Path, pinned: Pinned) -> ir.Model:
-    shapes = pinned_shapes(pinned, read_facts(file), file.stem)
-    return fitted(file, shapes, axis_lengths(pinned, shapes))
+    return fitted(file, pinned_shapes(pinned, read_facts(file), file.stem))
 
 
 def noise(pinned: Pinned) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -225,7 +224,7 @@ def test_a_row_of_zeros_goes_only_where_nothing_reads_it(name: str, tmp_path: Pa
     > {{ {lines} }}"""
     model = onnx.parser.parse_model(text)
     onnx.save(model, tmp_path / "m.onnx")
-    after = fitted(tmp_path / "m.onnx", {"x": (5, 4)}, {"batch": 5})
+    after = fitted(tmp_path / "m.onnx", {"x": (5, 4)})
 
     assert ("Pad" not in kinds(after)) == goes
     feeds = {"x": np.random.default_rng(0).integers(-3, 3, (5, 4)).astype(np.float32)}

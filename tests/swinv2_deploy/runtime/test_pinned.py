@@ -15,7 +15,6 @@ from swinv2_deploy.modeling import load_model
 from swinv2_deploy.runtime import BackEnd, OnnxRunner, OpenVinoRunner, TorchRunner, load_runner, masks_for
 from swinv2_deploy.runtime.fitting import fitted, serialized
 from swinv2_deploy.runtime.onnx_runner import session_options
-from swinv2_deploy.runtime.pinned import axis_lengths
 
 RUNNERS = [OnnxRunner, OpenVinoRunner]
 
@@ -76,7 +75,7 @@ def test_onnx_runtime_computes_nothing_of_the_size_any_more(tiny_artifact: Model
     import onnxruntime
 
     file, shapes, kinds = tiny_artifact.onnx_files["model"], {"pixel_values": (2, 3, 32, 32)}, []
-    pinned = serialized(fitted(file, shapes, axis_lengths((2, 32, 32), shapes)))
+    pinned = serialized(fitted(file, shapes))
     for number, content in enumerate((file.read_bytes(), pinned)):
         options = session_options(1, exact=False)
         options.optimized_model_filepath = str(tmp_path / f"{number}.onnx")

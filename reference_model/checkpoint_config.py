@@ -96,6 +96,8 @@ def mismatches(measured: Mapping[str, Any], config: SwinV2Config) -> list[str]:
         wanted = getattr(config, name)
         if found == wanted or (name == "num_classes" and 0 in (found, wanted)):
             continue
+        if name == "extra_norm_period" and not found and not config.has_extra_norms:
+            continue
         words = f"{name} ({_MEASURED_WORDS[name]})" if name in _MEASURED_WORDS else name
         lines.append(f"{words}: the weights have {_short(found)}, the config says {_short(wanted)}")
     return lines

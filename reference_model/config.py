@@ -101,6 +101,18 @@ class SwinV2Config:
         return ("stem", *(f"stage{i + 1}" for i in range(self.num_stages)))
 
     @property
+    def running_stages(self) -> int:
+        """Stages that the outputs depend on: all, but in a backbone none behind the last map it returns."""
+        if self.task != "backbone":
+            return self.num_stages
+        return max(self.stage_names.index(name) for name in self.out_features)
+
+    @property
+    def running_depths(self) -> tuple[int, ...]:
+        """Blocks in each of those."""
+        return self.depths[: self.running_stages]
+
+    @property
     def final_dim(self) -> int:
         """Channels of the last stage."""
         return self.stage_dim(self.num_stages - 1)
@@ -113,6 +125,15 @@ class SwinV2Config:
     def stage_dim(self, stage: int) -> int:
         """Channels of a stage, counted from 0."""
         return int(self.embed_dim * 2**stage)
+
+    def extra_norm_after(self, block: int) -> bool:
+        """Whether an extra LayerNorm follows this block, counted from 0, of whatever stage has it."""
+        return self.extra_norm_period > 0 and (block + 1) % self.extra_norm_period == 0
+
+    @property
+    def has_extra_norms(self) -> bool:
+        """Whether any block has one: with a period longer than every stage none has."""
+        return any(self.extra_norm_after(block) for block in range(max(self.depths)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, lists for tuples."""

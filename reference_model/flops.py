@@ -37,7 +37,7 @@ class BlockFlops:
     @property
     def padding(self) -> float:
         """Operations spent on padding, as a share of the useful ones."""
-        return self.total / self.useful - 1
+        return self.total / self.useful - 1 if self.useful else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,10 @@ class WindowSavings:
 
 
 def block_flops(config: SwinV2Config, height: int, width: int) -> BlockFlops:
-    """Operations of the blocks for an image of ``height`` by ``width`` px under the config's window policy."""
+    """Operations of the blocks that run for an image of ``height`` by ``width`` px under the config's window policy."""
     total = useful = 0
-    for stage, (rows, columns) in enumerate(stage_maps(height, width, config.patch_size, config.num_stages)):
+    maps = stage_maps(height, width, config.patch_size, config.num_stages)
+    for stage, (rows, columns) in enumerate(maps[: config.running_stages]):
         plan = plan_windows(rows, columns, config.window_size, shifted=False, policy=config.window_policy)
         dim, tokens = config.stage_dim(stage), plan.window[0] * plan.window[1]
         padded = plan.height.padded * plan.width.padded
@@ -81,7 +82,7 @@ def window_savings(config: SwinV2Config, sizes: Sequence[tuple[int, int]]) -> Wi
     """What adaptive windows save over fixed ones at images of these (height, width) px, whatever the config's own policy."""
     fixed = [block_flops(replace(config, window_policy="fixed"), *size) for size in sizes]
     adaptive = [block_flops(replace(config, window_policy="adaptive"), *size) for size in sizes]
-    saved = [1 - after.total / before.total for before, after in zip(fixed, adaptive, strict=True)]
+    saved = [1 - after.total / before.total if before.total else 0.0 for before, after in zip(fixed, adaptive, strict=True)]
     return WindowSavings(
         sizes=len(sizes),
         fixed_padding=fmean(flops.padding for flops in fixed),

@@ -170,7 +170,7 @@ def _inexpressible(config: SwinV2Config) -> list[str]:
         reasons.append("heads times channels of a head is not the width of the stage, as after head pruning")
     if _mlp_ratio(config) is None:
         reasons.append(f"one MLP ratio cannot give the hidden units {config.mlp_hidden}")
-    if config.extra_norm_period:
+    if config.has_extra_norms:
         reasons.append(f"it has no extra norm after every {config.extra_norm_period} blocks")
     if config.removed_norms:
         reasons.append(f"it cannot leave out the norms {config.removed_norms}")

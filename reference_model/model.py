@@ -65,17 +65,30 @@ class SwinV2(nn.Module):
 
     def encode_patches(self, x: Tensor, out_features: tuple[str, ...] = ()) -> EncoderOutput:
         """Encode embedded patches (B, H, W, C); see :meth:`encode`."""
-        if self.config.use_absolute_embeddings:
-            x = x + self.position_embedding(x.shape[1], x.shape[2])
-        features = {"stem": x}
-        for name, stage in zip(self.config.stage_names[1:], self.layers, strict=True):
-            features[name], x = stage(x)
+        features, x = self.run_stages(x, self.config.num_stages)
         tokens = self.norm(x).flatten(1, 2)
         return EncoderOutput(
             last_hidden_state=tokens,
             pooler_output=tokens.mean(dim=1),
-            feature_maps={name: features[name].permute(0, 3, 1, 2) for name in out_features},
+            feature_maps=_channels_first(features, out_features),
         )
+
+    def run_stages(self, x: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the first stages on embedded patches (B, H, W, C).
+
+        Args:
+            x: Embedded patches, without positions.
+            count: How many stages.
+
+        Returns:
+            The maps (B, H, W, C) by name, and the input of the stage behind them; without one, the last map.
+        """
+        if self.config.use_absolute_embeddings:
+            x = x + self.position_embedding(x.shape[1], x.shape[2])
+        features = {"stem": x}
+        for name, stage in zip(self.config.stage_names[1 : count + 1], self.layers[:count], strict=True):
+            features[name], x = stage(x)
+        return features, x
 
     def position_embedding(self, height: int, width: int) -> Tensor:
         """Learned absolute embedding (1, H, W, C), resized bicubically to a map it was not trained for."""
@@ -109,7 +122,8 @@ class SwinV2Backbone(SwinV2):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Name to feature map (B, C, H, W) of (B, 3, height, width) images."""
-        return self.encode(images, self.config.out_features).feature_maps
+        features, _ = self.run_stages(self.patch_embed(images), self.config.running_stages)
+        return _channels_first(features, self.config.out_features)
 
 
 class SwinV2MaskedImageModel(SwinV2):
@@ -214,8 +228,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, config.mlp_hidden[stage][block])
         self.norm2 = _block_norm(config, stage, block, "norm2")
         self.drop_path = DropPath(drop_path_rate)
-        extra = config.extra_norm_period > 0 and (block + 1) % config.extra_norm_period == 0
-        self.norm3 = nn.LayerNorm(dim, eps=config.layer_norm_eps) if extra else nn.Identity()
+        self.norm3 = nn.LayerNorm(dim, eps=config.layer_norm_eps) if config.extra_norm_after(block) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
@@ -351,6 +364,11 @@ def initialize(model: SwinV2, generator: torch.Generator) -> SwinV2:
     if isinstance(model, SwinV2MaskedImageModel):
         nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0, generator=generator)
     return model
+
+
+def _channels_first(features: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Some maps (B, H, W, C) as (B, C, H, W), in the order of their names."""
+    return {name: features[name].permute(0, 3, 1, 2) for name in names}
 
 
 def _block_norm(config: SwinV2Config, stage: int, block: int, name: str) -> nn.Module:

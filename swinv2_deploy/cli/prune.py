@@ -336,8 +336,8 @@ def _report(result: PruneResult, output: Output, *, named: bool) -> None:
     tail = f" --model {shlex.quote(str(artifact.path))}" if named else ""
     if not artifact.onnx_files:
         output.say(f"Next: swinv2-deploy export{tail}")
-    elif result.teacher:
-        output.say(f"Next: swinv2-deploy quantize{tail}")
+    elif result.teacher or artifact.config.task != "classification":
+        output.say(f"Next: swinv2-deploy quantize{tail}")  # only classifiers are trained here
     else:
         output.say(f"Next: swinv2-deploy quantize{tail} --method qat --data DIR, which trains it as well")
     output.result(

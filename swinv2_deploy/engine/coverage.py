@@ -96,7 +96,7 @@ def coverage(layers: Iterable[EngineLayer], config: SwinV2Config) -> tuple[Cover
     by_profile: dict[int, list[EngineLayer]] = {}
     for layer in layers:
         by_profile.setdefault(layer.profile, []).append(layer)
-    blocks = [f"layers.{stage}.blocks.{block}" for stage, depth in enumerate(config.depths) for block in range(depth)]
+    blocks = [f"layers.{stage}.blocks.{block}" for stage, depth in enumerate(config.running_depths) for block in range(depth)]
     return tuple(
         Coverage(
             profile=profile,

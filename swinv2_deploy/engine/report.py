@@ -121,7 +121,7 @@ def block_rows(covered: Coverage, config: SwinV2Config) -> list[tuple[str, list[
     linear: Mapping[str, LinearLayer] = {layer.name: layer for layer in covered.linear}
     attention = {block.name: block for block in covered.attention}
     rows: list[tuple[str, list[Cell | None]]] = []
-    for stage, depth in enumerate(config.depths):
+    for stage, depth in enumerate(config.running_depths):
         for number in range(depth):
             block = f"layers.{stage}.blocks.{number}"
             cells: list[Cell | None] = []

@@ -163,7 +163,7 @@ class SwinGraph:
             hidden = graph.op("Gelu", hidden, name="act")
             hidden = self._linear(hidden, f"{prefix}.mlp.fc2", name="fc2")
         x = graph.op("Add", x, self._block_norm(hidden, stage, block, "norm2"), name="residual2")
-        if config.extra_norm_period and (block + 1) % config.extra_norm_period == 0:
+        if config.extra_norm_after(block):
             x = self._layer_norm(x, f"{prefix}.norm3")
         return x
 

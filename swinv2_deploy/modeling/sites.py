@@ -37,11 +37,11 @@ _LAYERS: dict[Policy, tuple[str, ...]] = {
 
 
 def quantization_sites(config: SwinV2Config, policy: Policy = "linear") -> tuple[str, ...]:
-    """Names of the products that a policy quantizes, in the order they run."""
+    """Names of the products that a policy quantizes, in the order they run; none that no output depends on."""
     sites = []
-    for stage, depth in enumerate(config.depths):
+    for stage, depth in enumerate(config.running_depths):
         sites += [f"layers.{stage}.blocks.{block}.{layer}" for block in range(depth) for layer in _LAYERS[policy]]
-        if policy != "mlp" and stage < config.num_stages - 1:
+        if policy != "mlp" and stage < config.running_stages - 1:
             sites.append(f"layers.{stage}.downsample.reduction")
     return tuple(sites)
 

@@ -69,10 +69,12 @@ def plan_pruning(
         progress: Told about every step.
 
     Raises:
-        SpecError: When the budget cannot be met, or photographs are needed and missing.
+        SpecError: When the budget cannot be met, photographs are needed and missing, or no block runs.
         ArtifactError: When the weights cannot be read.
     """
     refuse_quantized(artifact)
+    if not artifact.config.running_stages:
+        raise SpecError(f"{artifact.name} returns the stem alone, behind no block, so there is nothing to prune.")
     model = load_model(artifact)
     size = spec.size or artifact.preprocessing.size
     table = None

@@ -40,7 +40,7 @@ def latency_table(
         multiple: Hidden units of timed blocks are a multiple of this.
         progress: Called with groups of widths done and in all.
     """
-    groups: list[tuple[Kind, int]] = [(kind, stage) for kind in KINDS for stage in range(config.num_stages)]
+    groups: list[tuple[Kind, int]] = [(kind, stage) for kind in KINDS for stage in range(config.running_stages)]
     times: dict[Kind, list[dict[int, float]]] = {kind: [] for kind in KINDS}
     for done, (kind, stage) in enumerate(groups, 1):
         most = max(config.num_heads[stage] if kind == "heads" else config.mlp_hidden[stage])

@@ -43,10 +43,10 @@ class Figures:
     """How large a model is.
 
     Attributes:
-        parameters: Of the whole model.
+        parameters: Of all that runs.
         macs: Multiply-accumulate operations for one image of the size asked about.
-        heads: Attention heads of all blocks.
-        hidden: MLP hidden units of all blocks.
+        heads: Attention heads of all blocks that run.
+        hidden: MLP hidden units of all blocks that run.
     """
 
     parameters: int
@@ -60,26 +60,30 @@ def figures_of(config: SwinV2Config, size: tuple[int, int]) -> Figures:
     return Figures(
         parameters=parameter_count(config),
         macs=mac_count(config, size),
-        heads=sum(map(sum, config.num_heads)),
-        hidden=sum(map(sum, config.mlp_hidden)),
+        heads=sum(map(sum, config.num_heads[: config.running_stages])),
+        hidden=sum(map(sum, config.mlp_hidden[: config.running_stages])),
     )
 
 
 def parameter_count(config: SwinV2Config) -> int:
-    """Parameters of the whole model."""
+    """Parameters of all that runs: in a backbone neither the last norm nor what comes behind the last map it returns."""
+    idle: tuple[str, ...] = ()
+    if config.task == "backbone":
+        behind = [f"layers.{stage}." for stage in range(config.running_stages, config.num_stages)]
+        idle = ("norm.", f"layers.{config.running_stages - 1}.downsample.", *behind)
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(config).parameters())
+        return sum(value.numel() for name, value in build_model(config).named_parameters() if not name.startswith(idle))
 
 
 def mac_count(config: SwinV2Config, size: tuple[int, int]) -> int:
-    """Multiply-accumulate operations of the whole model for one image of (height, width) px."""
+    """Multiply-accumulate operations of all that runs, for one image of (height, width) px."""
     maps = stage_maps(*size, config.patch_size, config.num_stages)
     total = maps[0][0] * maps[0][1] * config.embed_dim * config.num_channels * config.patch_size**2
-    for stage, (rows, columns) in enumerate(maps):
+    for stage, (rows, columns) in enumerate(maps[: config.running_stages]):
         dim = config.stage_dim(stage)
         head, hidden = _block_macs(config, stage, (rows, columns))
         total += head * sum(config.num_heads[stage]) + hidden * sum(config.mlp_hidden[stage])
-        if stage < config.num_stages - 1:
+        if stage < config.running_stages - 1:
             height, width = maps[stage + 1]
             total += height * width * 4 * dim * 2 * dim
     height, width = maps[-1]

@@ -29,10 +29,11 @@ def cut_config(config: SwinV2Config, plan: PrunePlan) -> SwinV2Config:
     """
     plan.check(config)
     heads, hidden = (
-        tuple(tuple(len(kept[stage, block]) for block in range(depth)) for stage, depth in enumerate(config.depths))
+        tuple(tuple(len(kept[stage, block]) for block in range(depth)) for stage, depth in enumerate(config.running_depths))
         for kept in (plan.heads, plan.hidden)
     )
-    return replace(config, num_heads=heads, mlp_hidden=hidden)
+    idle = config.running_stages
+    return replace(config, num_heads=heads + config.num_heads[idle:], mlp_hidden=hidden + config.mlp_hidden[idle:])
 
 
 def cut(model: SwinV2, plan: PrunePlan) -> SwinV2:

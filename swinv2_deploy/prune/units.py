@@ -21,8 +21,8 @@ LAYER: dict[Kind, str] = {"heads": "attn.proj", "hidden": "mlp.fc2"}
 
 
 def blocks_of(config: SwinV2Config) -> Iterator[Block]:
-    """Every block, in the order they run."""
-    for stage, depth in enumerate(config.depths):
+    """Every block, in the order they run; none that no output depends on, since nothing tells how much it matters."""
+    for stage, depth in enumerate(config.running_depths):
         for block in range(depth):
             yield stage, block
 

@@ -80,9 +80,11 @@ class QuantizeSpec:
         """Sites of a model that are quantized, in the order they run.
 
         Raises:
-            SpecError: When a name to leave in float is of no site, or none is left to quantize.
+            SpecError: When a name to leave in float is of no site, or there is nothing to quantize.
         """
         every = quantization_sites(config, self.policy)
+        if not every:
+            raise SpecError("This backbone returns the stem alone, behind no block, so there is nothing to quantize.")
         for name in self.left:
             if not any(_within(site, name) for site in every):
                 nearest = difflib.get_close_matches(name, every, n=1, cutoff=0.0)[0]

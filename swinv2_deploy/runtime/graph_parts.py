@@ -156,19 +156,22 @@ class GraphParts:
         return self._types.get(name, TensorProto.FLOAT)
 
     def _find_units(self, config: SwinV2Config) -> tuple[Unit, ...]:
+        if not config.running_stages:
+            raise UnsupportedModelError(
+                f"{self.path.name} returns the stem alone, behind no block; it has no parts to look at."
+            )
         first = "layers.0.blocks.0.residual1"
         if first not in self._inputs_of:
             raise UnsupportedModelError(f"{self.path.name} has no node {first}; its parts cannot be told. Export it again.")
         value = self._existing(self._inputs_of[first][0])
         units = []
-        for stage, depth in enumerate(config.depths):
+        for stage, depth in enumerate(config.running_depths):
             for block in range(depth):
                 name = f"layers.{stage}.blocks.{block}"
-                extra = config.extra_norm_period and (block + 1) % config.extra_norm_period == 0
-                after = self._existing(f"{name}.{'norm3' if extra else 'residual2'}")
+                after = self._existing(f"{name}.{'norm3' if config.extra_norm_after(block) else 'residual2'}")
                 units.append(Unit(name, stage, block, value, after))
                 value = after
-            if stage < config.num_stages - 1:
+            if stage < config.running_stages - 1:
                 after = self._existing(f"layers.{stage}.downsample.norm")
                 units.append(Unit(f"layers.{stage}.downsample", stage, None, value, after))
                 value = after

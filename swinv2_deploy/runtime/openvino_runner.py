@@ -19,7 +19,16 @@ from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
 from swinv2_deploy.runtime.pinned import Pinned, agreed, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
-from swinv2_deploy.runtime.runner import Array, BackEnd, FloatPrecision, Images, ProductMode, Products, check_threads
+from swinv2_deploy.runtime.runner import (
+    Array,
+    BackEnd,
+    FloatPrecision,
+    Images,
+    ProductMode,
+    Products,
+    check_threads,
+    output_names,
+)
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core
@@ -108,7 +117,8 @@ class OpenVinoRunner:
         devices = ", ".join(self._model.get_property("EXECUTION_DEVICES"))
         self.provider = f"{devices} {self.inference_precision}"
         self.integer_products: Products = found_products(self.precision, exact=_is_exact(exact=exact) if integers else None)
-        self.output_names = tuple(output.get_any_name() for output in self._model.outputs)
+        # The file's names: a port may have several, where OpenVINO dropped an operator that changes nothing.
+        self.output_names = output_names(self.facts.config)
         self._masks = masks
         self._request = self._model.create_infer_request()
 

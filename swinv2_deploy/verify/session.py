@@ -183,7 +183,7 @@ class Session:
     def layers(self) -> dict[str, tuple[LayerDrift, ...]]:
         """Drift inside every candidate whose graph can be taken apart, on a few photographs."""
         found: dict[str, tuple[LayerDrift, ...]] = {}
-        if self.spec.layer_images == 0:
+        if self.spec.layer_images == 0 or not self.model.config.running_stages:
             return found
         chosen = {
             name: recipe

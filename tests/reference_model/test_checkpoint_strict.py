@@ -90,6 +90,15 @@ def test_extra_norms_of_a_model_described_without_are_refused(state: dict[str, T
     assert load(state | norms, extra_norm_period=2).config.extra_norm_period == 2
 
 
+def test_a_period_of_extra_norms_longer_than_every_stage_needs_none(
+    state: dict[str, Tensor], load: Callable[..., SwinV2]
+) -> None:
+    """Two blocks a stage: every second one would have its norm, no third one is there."""
+    assert load(state, extra_norm_period=3).config.extra_norm_period == 3
+    with pytest.raises(CheckpointError, match=r"extra_norm_period: the weights have 0, the config says 2"):
+        load(state, extra_norm_period=2)
+
+
 def test_key_bias_with_values_is_refused(state: dict[str, Tensor], load: Callable[..., SwinV2]) -> None:
     """timm stores zeros there; anything else would be another model."""
     state["layers.0.blocks.0.attn.k_bias"] = torch.ones(16)

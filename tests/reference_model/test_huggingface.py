@@ -169,6 +169,12 @@ def test_model_that_transformers_cannot_express_is_refused(changes: dict[str, An
         state_to_huggingface({}, changed)
 
 
+def test_a_period_of_extra_norms_longer_than_every_stage_is_none(config: SwinV2Config) -> None:
+    longer = replace(config, extra_norm_period=max(config.depths) + 1)
+
+    assert config_to_huggingface(longer) == config_to_huggingface(config)
+
+
 def test_absolute_embedding_does_not_run_in_transformers() -> None:
     """Why it is refused: the table has one row more than there are patches."""
     values = {"embed_dim": 12, "depths": [1], "num_heads": [2], "window_size": 4, "image_size": 32}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,19 @@ def test_a_pinned_runner_equals_the_reference(
 
     np.testing.assert_allclose(runner.run(images)["logits"], expected, atol=1e-4)
     assert runner.resolutions.min == runner.resolutions.max == size[1:]
+
+
+@pytest.mark.parametrize("back_end", ["onnxruntime", "openvino"])
+def test_outputs_keep_their_names(
+    make_artifact: Callable[..., ModelArtifact], tiny_artifact: ModelArtifact, back_end: BackEnd
+) -> None:
+    """Where a size leaves nothing to cut from a gray image, OpenVINO drops the cut and calls the output by two names."""
+    task = {"task": "image_reconstruction", "upscale": 2, "num_channels": 1, "num_classes": 0, "labels": ()}
+    artifact = make_artifact(replace(tiny_artifact.config, **task))
+    images = noise(1, 1, 32, 32)
+    runner = load_runner(artifact, "model", back_end=back_end, threads=1, pinned=(1, 32, 32))
+
+    assert list(runner.run(images)) == list(runner.output_names) == ["reconstruction"]
 
 
 @pytest.mark.parametrize("kind", RUNNERS)

@@ -114,9 +114,10 @@ class SwinGraph:
         # With its full shape, so that a mask of another size is refused and never spread over the patches.
         count = graph.op("ReduceProd", size.value, keepdims=1, name="patch_count")
         hidden = graph.reshape(hidden, self.batch, count, 1, name="hidden")
-        patches = graph.reshape(x, self.batch, count, dim, name="patches")
-        shown = graph.op("Where", hidden, self._weight("mask_token"), patches, name="shown")
-        return graph.reshape(shown, -1, dim, name="shown_tokens")
+        # Tokens stay in rows: OpenVINO does not load an INT8 file of one size that gives them another shape behind a norm.
+        rows = graph.reshape(hidden, -1, 1, name="hidden_rows")
+        token = graph.weight("mask_token", self.weights["mask_token"].reshape(1, dim))
+        return graph.op("Where", rows, token, x, name="shown")
 
     def _add_position(self, x: ir.Value, size: MapSize) -> ir.Value:
         graph, dim = self.graph, self.config.embed_dim
@@ -186,7 +187,12 @@ class SwinGraph:
             for name in config.out_features:
                 value, size = features[name]
                 dim = value_dim(config, name)
-                value = graph.reshape(value, self.batch, size.value, dim, name=f"{name}_map")
+                rows_and_columns: tuple[int | ir.Value, ...] = (size.value,)
+                if size.known and _is_norm(value):
+                    # In an INT8 file of one size OpenVINO moves the norm's gain behind a shape that it can make a constant,
+                    # and then multiplies the wrong channels.
+                    rows_and_columns = (size.known[0], -1)
+                value = graph.reshape(value, self.batch, *rows_and_columns, dim, name=f"{name}_map")
                 value = graph.op("Transpose", value, perm=[0, 3, 1, 2], name=f"feature_maps.{name}")
                 sides = size.known or (f"{name}_height", f"{name}_width")
                 maps.append(_output(value, f"feature_maps.{name}", ["batch", dim, *sides]))
@@ -246,6 +252,11 @@ class SwinGraph:
         if (stage, block, norm) in self.config.removed_norms:
             return x
         return self._layer_norm(x, f"layers.{stage}.blocks.{block}.{norm}")
+
+
+def _is_norm(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "LayerNormalization"
 
 
 def value_dim(config: SwinV2Config, feature: str) -> int:

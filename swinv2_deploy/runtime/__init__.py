@@ -3,6 +3,7 @@
 from swinv2_deploy.runtime.load import load_runner
 from swinv2_deploy.runtime.masks import BoolArray, Masks, masks_for
 from swinv2_deploy.runtime.onnx_runner import OnnxRunner
+from swinv2_deploy.runtime.openvino_norms import exact_norms
 from swinv2_deploy.runtime.openvino_runner import OpenVinoRunner
 from swinv2_deploy.runtime.pinned import Pinned
 from swinv2_deploy.runtime.proof import Proof, prove
@@ -36,6 +37,7 @@ __all__ = [
     "Provider",
     "Runner",
     "TorchRunner",
+    "exact_norms",
     "load_runner",
     "masks_for",
     "prove",

@@ -17,6 +17,7 @@ from swinv2_deploy.errors import BackendMissing, RunnerError, SpecError
 from swinv2_deploy.runtime.inputs import checked_inputs
 from swinv2_deploy.runtime.masks import BoolArray, Masks
 from swinv2_deploy.runtime.onnx_file import read_facts
+from swinv2_deploy.runtime.openvino_norms import exact_norms
 from swinv2_deploy.runtime.pinned import Pinned, agreed, pinned_range, pinned_shapes
 from swinv2_deploy.runtime.products import check_mode, found_products, has_integers, is_exact, probe_input, probe_model
 from swinv2_deploy.runtime.runner import (
@@ -212,7 +213,10 @@ def _compiled(
                         shutil.copyfile(path.with_name(name), Path(folder, name))
                     content, source = source, Path(folder, path.name)
                     source.write_bytes(content)
-            return _core().compile_model(_core().read_model(source), DEVICE, options)
+            model = _core().read_model(source)
+            if options["INFERENCE_PRECISION_HINT"] != "f16":
+                exact_norms(model)
+            return _core().compile_model(model, DEVICE, options)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RunnerError(f"OpenVINO does not load {path}: {reason} Export it again, or use ONNX Runtime.") from error

@@ -1,8 +1,8 @@
 """L2 norms as the graph says them, in a model that OpenVINO has read.
 
-OpenVINO reads LpNormalization as ``x / sqrt(sum(x * x) + 1.19e-7)``. ONNX adds nothing there, nor do PyTorch and ONNX Runtime. A vector
-of length n comes out shorter by a factor of ``1.19e-7 / (2 * n * n)``: nothing at lengths around one, six percent at a thousandth, as
-queries and keys of hidden patches have in a masked image model.
+OpenVINO reads LpNormalization as ``x / sqrt(sum(x * x) + 1.19e-7)``. ONNX adds nothing there, nor do PyTorch and ONNX Runtime. A
+vector of length n comes out shorter by a factor of ``1.19e-7 / (2 * n * n)``: nothing at lengths around one, six percent at a
+thousandth, as queries and keys of hidden patches have in a masked image model.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+GRAY_MEAN = (0.449,)
+GRAY_STD = (0.226,)
+"""Means over the three channels of the two above: what is assumed of a model that reads gray and says nothing."""
 MAX_PIXELS = 64_000_000
 """Largest image decoded, in px; a compressed bomb of some KiB can otherwise take GiB."""
 
@@ -66,15 +69,15 @@ class Preprocessing:
         resize_shortest: The short side is resized to this many px and the center of ``size`` is cropped; None squashes the
             whole image to ``size``.
         interpolation: Pillow filter, antialiased.
-        mean: Per-channel mean subtracted after scaling to [0, 1], RGB.
-        std: Per-channel divisor, RGB.
+        mean: Per-channel mean subtracted after scaling to [0, 1], RGB; one number for a model that reads gray.
+        std: Per-channel divisor, as many.
     """
 
     size: tuple[int, int]
     resize_shortest: int | None
     interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -86,8 +89,15 @@ class Preprocessing:
         if self.interpolation not in _RESAMPLING:
             raise PreprocessingError(f"interpolation is {self.interpolation!r}; expected one of {sorted(_RESAMPLING)}.")
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
-        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
-            raise PreprocessingError(f"mean {self.mean} and std {self.std} need three finite numbers each, and std above 0.")
+        if not self.mean or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
+            raise PreprocessingError(
+                f"mean {self.mean} and std {self.std} need a finite number for every channel, and std above 0."
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the model input: 3 for RGB, 1 for gray."""
+        return len(self.mean)
 
     @classmethod
     def published(cls, resolution: int) -> Preprocessing:
@@ -96,29 +106,60 @@ class Preprocessing:
             return cls(size=(resolution, resolution), resize_shortest=None)
         return cls(size=(resolution, resolution), resize_shortest=int(256 / 224 * resolution))
 
+    def with_channels(self, channels: int) -> Preprocessing:
+        """The same recipe for a model that reads another number of channels and says nothing of their mean."""
+        if channels == self.channels:
+            return self
+        known = {1: (GRAY_MEAN, GRAY_STD), 3: (IMAGENET_MEAN, IMAGENET_STD)}
+        mean, std = known.get(channels, ((0.0,) * channels, (1.0,) * channels))
+        return replace(self, mean=mean, std=std)
+
     def resized_to(self, height: int, width: int) -> Preprocessing:
         """The same recipe for another input size: the share that the crop keeps stays."""
         shortest = self.resize_shortest
         if shortest is not None:
             shortest = max(round(shortest * max(height, width) / max(self.size)), height, width)
-        return Preprocessing(
-            size=(height, width),
-            resize_shortest=shortest,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-        )
+        return replace(self, size=(height, width), resize_shortest=shortest)
 
-    def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize and crop (H, W, 3) uint8 RGB to ``size``.
+    def require_photographs(self) -> None:
+        """Refuse a model that photographs cannot be prepared for.
+
+        Raises:
+            PreprocessingError: When it reads neither three channels nor one.
+        """
+        if self.channels not in (1, 3):
+            raise PreprocessingError(
+                f"The model reads {self.channels} channels, and photographs make three, or one in gray: nothing that looks at "
+                "photographs can be done with it here."
+            )
+
+    def in_channels(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB as (H, W, C) uint8 of the channels that the model reads: itself, or Pillow's gray of it.
 
         Raises:
             ImageError: When the image has another shape or type, or no pixel.
+            PreprocessingError: When the model reads neither three channels nor one.
         """
+        self.require_photographs()
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype != np.uint8:
             raise ImageError(f"image is {image.dtype} of shape {image.shape}; expected uint8 (H, W, 3), at least one pixel.")
+        if self.channels == 3:
+            return image
+        return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+
+    def resize(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Resize and crop (H, W, 3) uint8 RGB to ``size``, in the channels that the model reads, (height, width, C).
+
+        Raises:
+            ImageError: When the image has another shape or type, or no pixel.
+            PreprocessingError: When the model reads neither three channels nor one.
+        """
+        pixels = self.in_channels(image)
+        resized = self._resized(Image.fromarray(pixels if self.channels == 3 else pixels[:, :, 0]))
+        return resized if self.channels == 3 else resized[:, :, None]
+
+    def _resized(self, picture: Image.Image) -> NDArray[np.uint8]:
         height, width = self.size
-        picture = Image.fromarray(image)
         resample = _RESAMPLING[self.interpolation]
         if self.resize_shortest is None:
             return np.asarray(picture.resize((width, height), resample))
@@ -137,14 +178,14 @@ class Preprocessing:
         return np.asarray(picture.crop((left, top, left + width, top + height)))
 
     def normalize(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W, 3) uint8 RGB to (3, H, W) float32, normalized."""
+        """(H, W, C) uint8 to (C, H, W) float32, normalized."""
         mean = np.asarray(self.mean, np.float32)
         std = np.asarray(self.std, np.float32)
         pixels = (image.astype(np.float32) / np.float32(255) - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(H, W, 3) uint8 RGB of any size to model input (3, height, width) float32."""
+        """(H, W, 3) uint8 RGB of any size to model input (C, height, width) float32."""
         return self.normalize(self.resize(image))
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -162,7 +203,7 @@ class Preprocessing:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "do_convert_rgb": True,
+            "do_convert_rgb": self.channels == 3,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
@@ -200,8 +241,8 @@ class Preprocessing:
                 size=target,
                 resize_shortest=shortest,
                 interpolation=names[config["resample"]],  # type: ignore[arg-type]  # checked in __post_init__
-                mean=tuple(float(value) for value in config["image_mean"]),  # type: ignore[arg-type]
-                std=tuple(float(value) for value in config["image_std"]),  # type: ignore[arg-type]
+                mean=tuple(float(value) for value in config["image_mean"]),
+                std=tuple(float(value) for value in config["image_std"]),
             )
         except PreprocessingError:
             raise

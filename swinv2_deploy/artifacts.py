@@ -189,6 +189,11 @@ def read_artifact(path: Path) -> ModelArtifact:
     )
     for name in ("config.json", "preprocessor_config.json"):
         artifact.file(name)
+    if artifact.preprocessing.channels != artifact.config.num_channels:
+        raise ArtifactError(
+            f"{path} gives a mean for {artifact.preprocessing.channels} channels, and its model reads "
+            f"{artifact.config.num_channels}; make the artifact again."
+        )
     return artifact
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from swinv2_deploy import __version__
 from swinv2_deploy.artifacts import Lineage, ModelArtifact, ResolutionRange, file_sha256, read_artifact, write_artifact
-from swinv2_deploy.errors import ExportError, ToleranceExceeded
+from swinv2_deploy.errors import ExportError, SpecError, ToleranceExceeded
 from swinv2_deploy.export.attention_graph import Array
 from swinv2_deploy.export.check import Progress, check_graph, failures
 from swinv2_deploy.export.from_images import INPUT, NAME, static_range, with_preprocessing
@@ -48,7 +48,7 @@ def export(
         progress: Called after every size at which a graph was run.
 
     Raises:
-        SpecError: When the size range is empty.
+        SpecError: When the size range is empty, or photographs would be prepared for a model that does not read RGB.
         ExportError: When a graph is wrong or a file cannot be made.
         ToleranceExceeded: When a graph is wrong somewhere on the full grid.
         UnsupportedModelError: When preprocessing is to be put before a model that takes no RGB pixels or more than pixels, or
@@ -59,6 +59,11 @@ def export(
         source = source.with_window_policy(spec.window_policy)
     model = source.model
     ranges = spec.graphs(model.config)
+    if spec.bake_preprocessing and model.config.num_channels != 3:
+        raise SpecError(
+            f"--bake-preprocessing makes RGB of photographs, and the model reads {model.config.num_channels} channels; leave it "
+            "out."
+        )
     resolutions = ranges["model"]
     asked = spec.resolution is not None and source.preprocessing.size != resolutions.opt
     if asked or resolutions.refusal(*source.preprocessing.size):

@@ -192,14 +192,21 @@ def source_from_weights(
     notes = list(loaded.notes)
     if described.is_file():
         preprocessing = Preprocessing.from_huggingface(read_json(described))
+        if preprocessing.channels != model.config.num_channels:
+            raise CheckpointError(
+                f"{described.name} gives a mean for {preprocessing.channels} channels, and the model reads "
+                f"{model.config.num_channels}; put the image_mean and image_std of its training there."
+            )
     elif variant is not None:
         preprocessing = published_preprocessing(variant)
     else:
         height, width = model.config.image_size
-        preprocessing = (
+        known = (
             Preprocessing.published(height) if height == width else Preprocessing(size=(height, width), resize_shortest=None)
         )
+        preprocessing = known.with_channels(model.config.num_channels)
         notes.append(f"No preprocessor_config.json beside {path.name}: preprocessing is that of published {height}-px models.")
+        notes += _about_channels(preprocessing)
     digest = _folder_sha256(path) if path.is_dir() else file_sha256(path)
     return Source(
         model=model,
@@ -264,6 +271,19 @@ def source_from_model(model: str, *, task: Task | None = None, out_features: tup
     source = source_from_weights(folder, variant=None, task=task, out_features=out_features)
     origin = WeightsOrigin(kind="hub", source=model, sha256=_folder_sha256(folder))
     return replace(source, origin=origin, name=variant.name if variant else model.split("/")[1])
+
+
+def _about_channels(preprocessing: Preprocessing) -> list[str]:
+    """What has to be said of a model that does not read RGB and came without its preprocessing."""
+    if preprocessing.channels == 3:
+        return []
+    assumed = f"mean {preprocessing.mean} and std {preprocessing.std}"
+    if preprocessing.channels == 1:
+        return [f"The model reads gray; {assumed} are assumed. Put those of its training into preprocessor_config.json."]
+    return [
+        f"The model reads {preprocessing.channels} channels; {assumed} are written down. Commands that look at photographs refuse "
+        "it."
+    ]
 
 
 def published_preprocessing(variant: Variant) -> Preprocessing:

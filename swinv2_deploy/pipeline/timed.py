@@ -80,7 +80,7 @@ def _times(configs: dict[int, SwinV2Config], size: tuple[int, int] | None = None
 def _runner(config: SwinV2Config, size: tuple[int, int], path: Path) -> OnnxRunner:
     source = Source(
         model=untrained_model(config, seed=0),
-        preprocessing=Preprocessing(size=size, resize_shortest=None),
+        preprocessing=Preprocessing(size=size, resize_shortest=None).with_channels(config.num_channels),
         origin=WeightsOrigin(kind="untrained", source="timing"),
         name="timing",
     )

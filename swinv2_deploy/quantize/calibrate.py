@@ -19,7 +19,15 @@ from calibration.pixels import PixelStatistics, pixel_findings
 from calibration.table import CalibrationTable
 from reference_model.attention import WindowAttention
 from reference_model.model import SwinV2
-from reference_model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImageError, Preprocessing, read_image
+from reference_model.preprocessing import (
+    GRAY_MEAN,
+    GRAY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageError,
+    Preprocessing,
+    read_image,
+)
 from swinv2_deploy.artifacts import ModelArtifact
 from swinv2_deploy.errors import QuantizeError, SpecError
 from swinv2_deploy.modeling.io import WEIGHTS
@@ -36,12 +44,12 @@ ASKED = 64
 """Images on which a classifier's own answers are looked at, in five forms."""
 SMALLEST_SIDE = 16
 """Sides in px below which pixels have no statistics."""
-NORMALIZATIONS: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...] = (
-    (IMAGENET_MEAN, IMAGENET_STD),
-    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+NORMALIZATIONS: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...] = tuple(
+    pair
+    for channels, mean, std in ((3, IMAGENET_MEAN, IMAGENET_STD), (1, GRAY_MEAN, GRAY_STD))
+    for pair in ((mean, std), ((0.5,) * channels, (0.5,) * channels), ((0.0,) * channels, (1.0,) * channels))
 )
-"""Mean and std that models are trained with: ImageNet's, those that give -1 to 1, and none."""
+"""Mean and std that models of RGB and of gray are trained with: ImageNet's, those that give -1 to 1, and none."""
 
 Progress = Callable[[int, int], object]
 
@@ -219,16 +227,17 @@ def _answers(model: SwinV2, recipe: Preprocessing, images: ImageFolder) -> tuple
     others: dict[str, tuple[str, Array]] = {}
     if any(label is not None for label in labels):
         for mean, std in NORMALIZATIONS:
-            if (mean, std) != (recipe.mean, recipe.std):
+            if len(mean) == recipe.channels and (mean, std) != (recipe.mean, recipe.std):
                 answers = _logits(model, replace(recipe, mean=mean, std=std), resized)
                 others[f"with mean {mean} and std {std}"] = ("wrong-normalization", answers)
-        swapped = [np.ascontiguousarray(image[..., ::-1]) for image in resized]
-        others["with red and blue swapped"] = ("swapped-channels", _logits(model, recipe, swapped))
+        if recipe.channels == 3:
+            swapped = [np.ascontiguousarray(image[..., ::-1]) for image in resized]
+            others["with red and blue swapped"] = ("swapped-channels", _logits(model, recipe, swapped))
     return answer_findings(_logits(model, recipe, resized), labels, others)
 
 
 def _logits(model: SwinV2, recipe: Preprocessing, resized: list[NDArray[np.uint8]]) -> Array:
-    """Answers (n, K) to images (H, W, 3) that have the recipe's size, few at a time."""
+    """Answers (n, K) to images (H, W, C) that have the recipe's size, few at a time."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(resized), 8):

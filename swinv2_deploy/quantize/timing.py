@@ -17,9 +17,10 @@ SECONDS = 20.0
 
 
 def speedup(slow: Path, fast: Path, size: tuple[int, int], batch: int = 1) -> float:
-    """Median over rounds of time(slow) / time(fast) on seeded noise of (batch, 3, *size)."""
-    images = np.random.default_rng(0).standard_normal((batch, 3, *size)).astype(np.float32)
+    """Median over rounds of time(slow) / time(fast) on seeded noise of (batch, channels, *size)."""
     runners = [OnnxRunner(path) for path in (slow, fast)]
+    channels = runners[0].facts.config.num_channels
+    images = np.random.default_rng(0).standard_normal((batch, channels, *size)).astype(np.float32)
     for runner in runners:
         runner.run(images)
     ratios: list[float] = []

@@ -33,12 +33,17 @@ def jitter_colors(images: Tensor, strength: float, generator: np.random.Generato
     images = images * factors[0]
     gray = images.mean(dim=(1, 2, 3), keepdim=True)
     images = gray + (images - gray) * factors[1]
-    luma = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    return (luma + (images - luma) * factors[2]).clamp(0, 1)
+    colorless = luma(images)
+    return (colorless + (images - colorless) * factors[2]).clamp(0, 1)
+
+
+def luma(images: Tensor) -> Tensor:
+    """Gray (B, 1, H, W) of (B, 3, H, W) RGB, with Pillow's weights."""
+    return (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def erase_boxes(images: Tensor, probability: float, generator: np.random.Generator) -> Tensor:
-    """Blank a box of 2 to 25 % of the area of some of the (B, 3, H, W) images, in place."""
+    """Blank a box of 2 to 25 % of the area of some of the (B, C, H, W) images, in place."""
     height, width = images.shape[-2:]
     for image in images:
         if generator.random() >= probability:
@@ -58,7 +63,7 @@ def mix(
     """Mix each image with its mirror in the batch, by MixUp or CutMix or not at all.
 
     Args:
-        images: (B, 3, H, W).
+        images: (B, C, H, W).
         targets: Class probabilities (B, K).
         mixup: Probability of MixUp (arXiv:1710.09412), weight from Beta(0.4, 0.4).
         cutmix: Probability of CutMix (arXiv:1905.04899), area from Beta(1, 1).

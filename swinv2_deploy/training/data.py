@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from reference_model.preprocessing import Preprocessing, read_image
-from swinv2_deploy.training.augment import erase_boxes, jitter_colors, mix, random_crop_flip
+from swinv2_deploy.training.augment import erase_boxes, jitter_colors, luma, mix, random_crop_flip
 from swinv2_deploy.training.spec import TrainSpec
 
 
@@ -55,7 +55,7 @@ class TrainingImages:
         first: int = 0,
         rows: range | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Augmented batches of an epoch: images (B, 3, R, R) normalized, targets (B, K) probabilities. The rest is dropped.
+        """Augmented batches of an epoch: images (B, C, R, R) normalized, targets (B, K) probabilities. The rest is dropped.
 
         Args:
             spec: Recipe; its seed decides order and augmentation.
@@ -72,8 +72,8 @@ class TrainingImages:
         needed = {*rows, *(spec.batch_size - 1 - row for row in rows if mixed)}
         order = np.random.default_rng([spec.seed, epoch]).permutation(len(self))
         resolution = spec.resolution_at(epoch)
-        mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
-        std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
+        mean = torch.tensor(preprocessing.mean).view(1, -1, 1, 1)
+        std = torch.tensor(preprocessing.std).view(1, -1, 1, 1)
         for step in range(first, self.steps(spec)):
             chosen = order[step * spec.batch_size : (step + 1) * spec.batch_size]
             crops = np.zeros((len(chosen), resolution, resolution, 3), np.uint8)
@@ -82,7 +82,8 @@ class TrainingImages:
                 crops[row] = random_crop_flip(self.images[chosen[row]], resolution, scale=spec.crop_scale, generator=generator)
             generator = np.random.default_rng([spec.seed, epoch, len(self) + step])
             images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
-            images = (jitter_colors(images, spec.color_jitter, generator) - mean) / std
+            images = jitter_colors(images, spec.color_jitter, generator)
+            images = ((luma(images) if preprocessing.channels == 1 else images) - mean) / std
             images = erase_boxes(images, spec.erase, generator)
             smooth = spec.label_smoothing
             targets = torch.full((len(chosen), num_classes), smooth / num_classes)

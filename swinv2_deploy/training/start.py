@@ -69,6 +69,7 @@ def prepare(request: SourceRequest, images: ImageFolder, *, drop_path: float) ->
             model=model, preprocessing=preprocessing, name=variant.name, description=f"{variant.name} from scratch", parent={}
         )
     source = resolve(request)
+    source.preprocessing.require_photographs()
     config = _classifier(source.model.config, images.classes, drop_path)
     model = SwinV2Classifier(config)
     initialize(model, torch.Generator().manual_seed(request.seed))

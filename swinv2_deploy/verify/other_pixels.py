@@ -40,7 +40,7 @@ class PreprocessingDrift:
 
 
 def other_preprocessings(own: Preprocessing) -> dict[str, Callable[[Photograph], Array]]:
-    """Preprocessings that services are found to have instead of ``own``, by what is different; each gives (3, H, W)."""
+    """Preprocessings that services are found to have instead of ``own``, by what is different; each gives (C, H, W)."""
     filter_: Interpolation = "bilinear" if own.interpolation != "bilinear" else "bicubic"
     filtered = replace(own, interpolation=filter_)
     found: dict[str, Callable[[Photograph], Array]] = {
@@ -52,9 +52,9 @@ def other_preprocessings(own: Preprocessing) -> dict[str, Callable[[Photograph],
         found["center crop for squashing"] = replace(own, resize_shortest=shortest)
     else:
         found["squashing for center crop"] = replace(own, resize_shortest=None)
-    found["BGR for RGB"] = lambda photo: own(np.ascontiguousarray(photo[..., ::-1]))
-    plain = replace(own, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    found["no mean and std"] = plain
+    if own.channels == 3:
+        found["BGR for RGB"] = lambda photo: own(np.ascontiguousarray(photo[..., ::-1]))
+    found["no mean and std"] = replace(own, mean=(0.0,) * own.channels, std=(1.0,) * own.channels)
     return found
 
 
@@ -105,7 +105,7 @@ def _aliased(photo: Photograph, own: Preprocessing) -> Photograph:
     else:
         short = min(rows, columns)
         full = (own.resize_shortest * rows // short, own.resize_shortest * columns // short)
-    pixels = torch.from_numpy(photo.astype(np.float32)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(own.in_channels(photo).astype(np.float32)).permute(2, 0, 1)[None]
     resized = functional.interpolate(pixels, size=full, mode="bilinear", align_corners=False, antialias=False)
     top, left = round((full[0] - height) / 2), round((full[1] - width) / 2)
     cut = resized[0, :, top : top + height, left : left + width].permute(1, 2, 0)

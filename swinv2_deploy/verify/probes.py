@@ -45,8 +45,8 @@ def slot_size(resolutions: ResolutionRange, native: Size) -> Size:
 
 
 def probe_images(photo: NDArray[np.uint8], preprocessing: Preprocessing, size: Size, seed: int) -> Array:
-    """A photograph (H, W, 3) at ``size`` and seeded noise, normalized: (2, 3, height, width)."""
-    noise = np.random.default_rng([seed, *size]).standard_normal((3, *size), dtype=np.float32)
+    """A photograph (H, W, 3) at ``size`` and seeded noise, normalized: (2, C, height, width)."""
+    noise = np.random.default_rng([seed, *size]).standard_normal((preprocessing.channels, *size), dtype=np.float32)
     return np.stack([preprocessing.resized_to(*size)(photo), noise])
 
 

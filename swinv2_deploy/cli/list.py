@@ -22,7 +22,7 @@ def list_command(json: Json = False) -> None:
                 artifacts.append(read_artifact(path.parent))
             except ArtifactError as error:
                 warn(str(error))
-        table = Table("size", "res", "window", "trained on", "Hugging Face hub id", title="Models")
+        table = Table("size", "res", "window", "trained on", Column("Hugging Face hub id", overflow="fold"), title="Models")
         for variant in VARIANTS.values():
             table.add_row(variant.size, str(variant.resolution), variant.window, variant.pretraining, variant.hub_id or "-")
         made = Table(

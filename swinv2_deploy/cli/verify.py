@@ -269,7 +269,7 @@ def _write_junit(result: DriftReport, path: Path) -> None:
 def _show(result: DriftReport, console: Console) -> None:
     from swinv2_deploy.verify.terminal import (
         bisection_lines,
-        drift_table,
+        drift_tables,
         flip_lines,
         layer_lines,
         notes,
@@ -277,7 +277,8 @@ def _show(result: DriftReport, console: Console) -> None:
         verdict_lines,
     )
 
-    console.print(drift_table(result))
+    for table in drift_tables(result, console.width):
+        console.print(table)
     for lines in (notes, preprocessing_lines, layer_lines, flip_lines, bisection_lines, verdict_lines):
         for line in lines(result):
             console.print(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -16,20 +16,42 @@ from swinv2_deploy.verify.report import BACK_ENDS, CandidateReport, DriftReport
 BASELINE = "model"
 MOST_FLIPS = 10
 """Flips listed for each file; the report file has all."""
+FOLDED = 20
+"""Where the name of a file may be folded."""
+BORDER = 3
+"""What a column of a table takes beside its words: a line and a space on either side."""
 
 
-def drift_table(report: DriftReport) -> Table:
-    """Everything that was measured."""
-    title = f"Drift from {report.reference} on {_count(report.images, 'image')}; top-1 is reference -> file"
-    # Folded, not cut: names of files often differ in what they end in.
-    columns = [Column(item.title, overflow="fold") for item in report.candidates]
-    table = Table("", *columns, title=title, title_justify="left", title_style="bold")
+def drift_tables(report: DriftReport, width: int) -> Iterator[Table]:
+    """Everything that was measured, the files side by side: in one table, or in as many as it takes to cut no word.
+
+    Args:
+        report: What to show.
+        width: Characters of a line.
+    """
     first = next((item for item in report.candidates if item.name == BASELINE), None)
-    rows = [dict(_rows(item, baseline=item is first)) for item in report.candidates]
-    for name in dict.fromkeys(name for found in rows for name in found):
-        table.add_row(name, *(found.get(name, "-") for found in rows))
+    columns = [(item, dict(_rows(item, baseline=item is first))) for item in report.candidates]
+    named = max(len(name) for _, rows in columns for name in rows) + BORDER + 1
+    title = f"Drift from {report.reference} on {_count(report.images, 'image')}; top-1 is reference -> file"
+    while columns:
+        room, count = width - named, 0
+        for item, rows in columns:
+            room -= max(min(len(item.title), FOLDED), *map(len, rows.values())) + BORDER
+            if room < 0 and count:
+                break
+            count += 1
+        yield _table(columns[:count], title)
+        columns, title = columns[count:], ""
+
+
+def _table(columns: Sequence[tuple[CandidateReport, Mapping[str, str]]], title: str) -> Table:
+    # Folded, not cut: names of files often differ in what they end in.
+    headers = [Column(item.title, overflow="fold") for item, _ in columns]
+    table = Table(Column("", no_wrap=True), *headers, title=title or None, title_justify="left", title_style="bold")
+    for name in dict.fromkeys(name for _, rows in columns for name in rows):
+        table.add_row(name, *(rows.get(name, "-") for _, rows in columns))
     table.add_section()
-    table.add_row("verdict", *("[bold green]PASS[/]" if item.passed else "[bold red]FAIL[/]" for item in report.candidates))
+    table.add_row("verdict", *("[bold green]PASS[/]" if item.passed else "[bold red]FAIL[/]" for item, _ in columns))
     return table
 
 

@@ -21,7 +21,7 @@ from swinv2_deploy.quantize.ptq import quantize
 from swinv2_deploy.quantize.spec import QuantizeSpec
 from swinv2_deploy.runtime import openvino_runner
 from swinv2_deploy.verify import VerifySpec, candidates, parse_back_ends, verify
-from swinv2_deploy.verify.terminal import drift_table
+from swinv2_deploy.verify.terminal import drift_tables
 
 BOTH = parse_back_ends("onnxruntime, OpenVINO")
 
@@ -50,7 +50,8 @@ def test_columns_and_verdict_name_the_back_end(tiny_artifact: ModelArtifact, spe
     assert ["CPUExecutionProvider", "CPU f32"] == [item.provider for item in report.candidates]
     assert "PASS: model.onnx, model.onnx in OpenVINO: within tolerance" in report.verdict
     assert {"onnxruntime", "openvino"} <= set(report.tools)
-    assert ["", "model.onnx", "model.onnx in OpenVINO"] == [column.header for column in drift_table(report).columns]
+    (table,) = drift_tables(report, 120)
+    assert ["", "model.onnx", "model.onnx in OpenVINO"] == [column.header for column in table.columns]
     assert report.candidates[0].latencies[0].speedup == 1
 
 
@@ -147,7 +148,7 @@ class TestPhotographs:
         assert 7 == report.images
         assert 5 == len(found["model_from_images"].sweep)
         assert (35, 63) == found["model_from_images"].slots.size
-        table = drift_table(report)
+        (table,) = drift_tables(report, 200)
         rows = dict(zip(table.columns[0].cells, table.columns[2].cells, strict=True))
         assert "5 of photographs" == rows["sizes tried"]
         assert [1, 8] == [latency.batch for latency in found["model_from_images in OpenVINO"].latencies]

@@ -15,7 +15,7 @@ from rich.console import Console
 from swinv2_deploy.artifacts import ModelArtifact, read_artifact
 from swinv2_deploy.errors import ArtifactError
 from swinv2_deploy.verify import DriftReport, VerifySpec, verify
-from swinv2_deploy.verify.terminal import best_file, drift_table, flip_lines, notes, verdict_lines
+from swinv2_deploy.verify.terminal import best_file, drift_tables, flip_lines, notes, verdict_lines
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_writing_replaces_whole_files(report: DriftReport, tmp_path: Path) -> No
 def test_terminal_shows_every_figure(report: DriftReport) -> None:
     """The table fits 80 columns, and the lines hold notes, flips and the verdict."""
     console = Console(file=io.StringIO(), width=80)
-    console.print(drift_table(report))
+    console.print(*drift_tables(report, 80))
     text = console.file.getvalue()  # type: ignore[attr-defined]
 
     for word in (
@@ -88,7 +88,29 @@ def test_terminal_shows_every_figure(report: DriftReport) -> None:
     ):
         assert word in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
     assert [] == list(flip_lines(report))
     assert list(verdict_lines(report))[-1].startswith("[bold green]PASS: model.onnx")
     assert best_file(report) == Path(report.artifact) / "onnx/model.onnx"
     assert list(notes(report)) == [f"[yellow]note:[/] {notice}" for notice in report.notices]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_many_files_take_several_tables_and_no_word_is_cut(report: DriftReport, width: int) -> None:
+    """Every table names its rows; beside each other they have every file once, in order."""
+    (candidate,) = report.candidates
+    names = [f"model_{number}_with_a_long_name" for number in range(6)]
+    output = {f"feature_maps.stage{number}": candidate.outputs["logits"] for number in (1, 2)}
+    many = replace(report, candidates=tuple(replace(candidate, name=name, outputs=output) for name in names))
+    tables = list(drift_tables(many, width))
+    console = Console(file=io.StringIO(), width=width)
+    console.print(*tables)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert len(tables) > 1
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("feature_maps.stage1 worst cosine") == len(tables)
+    assert [column.header for table in tables for column in table.columns[1:]] == [f"{name}.onnx" for name in names]
+    assert [bool(table.title) for table in tables] == [True] + [False] * (len(tables) - 1)
+    assert len(list(drift_tables(many, 300))) == 1

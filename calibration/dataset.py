@@ -102,6 +102,12 @@ class ImageFolder:
         return Manifest({name: _sha256_of(self.root / name) for name in self.names})
 
 
+def split_of(root: str | os.PathLike[str]) -> tuple[Path, Path] | None:
+    """The folders ``train`` and ``val`` where a folder has both, else None."""
+    learned, judged = Path(root, "train"), Path(root, "val")
+    return (learned, judged) if learned.is_dir() and judged.is_dir() else None
+
+
 def open_split(root: str | os.PathLike[str]) -> tuple[ImageFolder, ImageFolder | None]:
     """Images to learn from, and images to be judged on where the folder has both as ``train`` and ``val``.
 
@@ -110,8 +116,8 @@ def open_split(root: str | os.PathLike[str]) -> tuple[ImageFolder, ImageFolder |
     Raises:
         CalibrationError: As :meth:`ImageFolder.open`.
     """
-    parts = [os.path.join(root, name) for name in ("train", "val")]
-    if not all(os.path.isdir(part) for part in parts):
+    parts = split_of(root)
+    if parts is None:
         return ImageFolder.open(root), None
     return ImageFolder.open(parts[0]), ImageFolder.open(parts[1])
 

@@ -89,6 +89,8 @@ def train_command(
 ) -> None:
     """Train a classifier on an image folder, from scratch or from weights, and write it as an artifact.
 
+    Of a folder with ``train`` and ``val`` only ``train`` is looked at.
+
     After a crash, or Ctrl-C, the same command goes on from the last checkpoint, to the bit as if nothing had happened.
     """
     import os
@@ -99,7 +101,7 @@ def train_command(
     first = rank_of(os.environ) == 0
     output = Output(json=json and first, quiet=quiet or not first, verbose=verbose)
     with reported_errors(output):
-        from calibration.dataset import ImageFolder
+        from calibration.dataset import open_split
         from swinv2_deploy.errors import SpecError, TrainingStopped
         from swinv2_deploy.modeling.request import SourceRequest
         from swinv2_deploy.training.spec import TrainSpec, as_precision, parse_phases
@@ -112,7 +114,7 @@ def train_command(
         request = SourceRequest(
             size=size, resolution=res, window=window, weights=weights, model=model, seed=seed, classes=classes
         )
-        images = ImageFolder.open(data)
+        images, _ = open_split(data)
         start = prepare(request, images, drop_path=drop_path)
         spec = TrainSpec(
             epochs=epochs,

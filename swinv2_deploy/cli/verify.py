@@ -109,6 +109,8 @@ def verify_command(
 ) -> None:
     """Compare every ONNX file of an artifact with its FP32 weights: drift, accuracy, sizes, batches, speed.
 
+    A folder with ``train`` and ``val`` is judged on ``val``.
+
     Ends with exit code 3 when a file drifted beyond tolerance.
     """
     output = Output(json=json, quiet=quiet, verbose=verbose)
@@ -118,12 +120,16 @@ def verify_command(
         artifact = newest_artifact(ARTIFACTS) if model is None else read_artifact(model)
         if model is None:
             output.say(f"No --model was given: taking the newest artifact, {artifact.path}")
+        from calibration.dataset import split_of
         from calibration.samples import sample_folder
         from swinv2_deploy.verify import DEFAULTS, VerifySpec, check_sharing, load_tolerances, parse_back_ends, parse_sizes
 
-        folder = sample_folder("verify") if data is None else data
+        split = None if data is None else split_of(data)
+        folder = sample_folder("verify") if data is None else data if split is None else split[1]
         if data is None:
             output.say(f"No --data was given: taking the bundled photographs, {folder}")
+        elif split is not None:
+            output.say(f"{data} has train and val: judging on {folder}")
         if tolerances is None and TOLERANCES.is_file():
             tolerances = TOLERANCES
             output.say(f"No --tolerances was given: taking the limits in {TOLERANCES}")

@@ -119,6 +119,8 @@ def load_weights(path: str | Path) -> LoadedWeights:
     state_dict, notes = _to_float32(path, native.state_dict)
     measured = measure(state_dict)
     config = _config_of(path, raw, native, measured)
+    if native.wrapper:
+        notes.append(f"Took {native.wrapper!r} off the names.")
     if native.buffers:
         notes.append(f"Dropped {len(native.buffers)} derived buffers, which the model computes itself.")
     if native.extras:

@@ -7,6 +7,9 @@
 | timm        | ``head.fc.`` or patch merging a stage late | patch merging opens the next stage; old files equal ours    |
 | huggingface | ``embeddings.patch_embeddings.projection`` | every name; separate query, key and value                   |
 
+Training frameworks put names of their own before all of these (``module.``, ``model.``, ``net.backbone.``): whatever stands before
+the one patch embedding is taken off.
+
 Source: microsoft/Swin-Transformer utils_simmim.py (f82860b); timm 1.0.31 swin_transformer_v2.py checkpoint_filter_fn;
 transformers 5.23 models/swinv2.
 """
@@ -72,12 +75,14 @@ class NativeWeights:
         format: The layout they came in.
         buffers: Derived tensors that some files store, under our names; the model computes its own.
         extras: ``mask_token`` and ``decoder.0.*`` of a model that returns an image.
+        wrapper: What stood before the names of a layout, such as ``model.`` in a training framework's checkpoint; empty for none.
     """
 
     state_dict: dict[str, Tensor]
     format: Format
     buffers: dict[str, Tensor]
     extras: dict[str, Tensor]
+    wrapper: str = ""
 
 
 def native_from_any(tensors: Mapping[str, Tensor]) -> NativeWeights:
@@ -87,6 +92,8 @@ def native_from_any(tensors: Mapping[str, Tensor]) -> NativeWeights:
         CheckpointError: When it is no Swin Transformer V2, or two names become one.
     """
     names = {_without(name, ("module.", "_orig_mod.")): name for name in tensors}
+    wrapper = _wrapper(names)
+    names = {_without(name, (wrapper,)): old for name, old in names.items()}
     _refuse_other_models(names)
     layout: Format = "native"
     if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
@@ -111,7 +118,7 @@ def native_from_any(tensors: Mapping[str, Tensor]) -> NativeWeights:
     if buffers and layout == "native":
         layout = "microsoft"
     state = {name: tensor for name, tensor in renamed.items() if name not in buffers and name not in extras}
-    return NativeWeights(state_dict=state, format=layout, buffers=buffers, extras=extras)
+    return NativeWeights(state_dict=state, format=layout, buffers=buffers, extras=extras, wrapper=wrapper)
 
 
 def huggingface_from_native(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -185,11 +192,28 @@ def _is_derived(name: str, tensor: Tensor) -> bool:
     return name.endswith(_BUFFERS)
 
 
+def _wrapper(names: Mapping[str, str]) -> str:
+    """What stands before the one patch embedding there is, less what a layout has there itself."""
+    ends = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+    found = {name.removesuffix(end) for name in names for end in ends if name.endswith(f".{end}")}
+    if len(found) != 1:
+        return ""
+    prefix = found.pop()
+    for own in ("encoder.", "swinv2."):
+        prefix = prefix.removesuffix(own)
+    return prefix
+
+
 def _refuse_other_models(names: Mapping[str, str]) -> None:
     if any(name.endswith("relative_position_bias_table") for name in names):
         raise CheckpointError(
             "These weights are a Swin Transformer of version 1: they hold 'relative_position_bias_table'. Expected version 2, "
             "which computes that table with 'cpb_mlp'; choose a swinv2 checkpoint."
+        )
+    if any(".attn.meta_mlp." in name for name in names):
+        raise CheckpointError(
+            "These weights are of timm's swinv2_cr, another model than Swin Transformer V2 as published: they hold "
+            "'attn.meta_mlp'. Expected 'attn.cpb_mlp'; choose a checkpoint of timm's swinv2 models, without cr."
         )
     if any(name.endswith("embeddings.position_embeddings") for name in names):
         raise CheckpointError(

@@ -184,6 +184,9 @@ def source_from_weights(
         task = task or task_for_variant(config, loaded)
     if config is not None and classes is not None:
         config = replace(config, task="classification", num_classes=classes, labels=())
+    patches = loaded.state_dict["patch_embed.proj.weight"]
+    if config is not None and patches.ndim == 4:
+        config = replace(config, num_channels=patches.shape[1])
     try:
         model = model_from_weights(loaded, config=config, task=task, out_features=out_features)
     except CheckpointError as error:
@@ -198,7 +201,8 @@ def source_from_weights(
                 f"{model.config.num_channels}; put the image_mean and image_std of its training there."
             )
     elif variant is not None:
-        preprocessing = published_preprocessing(variant)
+        preprocessing = published_preprocessing(variant).with_channels(model.config.num_channels)
+        notes += _about_channels(preprocessing)
     else:
         height, width = model.config.image_size
         known = (

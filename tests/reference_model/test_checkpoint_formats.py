@@ -135,8 +135,32 @@ def test_timm_file_loads(golden: Golden, tmp_path: Path) -> None:
         (lambda state: {name.replace("cpb_mlp", "rpe_mlp"): value for name, value in state.items()}, "native"),
         (lambda state: huggingface_from_native(state, "swinv2."), "huggingface"),
         (lambda state: huggingface_from_native(state, ""), "huggingface"),
+        (lambda state: {f"model.{name}": value for name, value in state.items()}, "native"),
+        (lambda state: {f"net.backbone.{name.replace('head.', 'head.fc.')}": value for name, value in state.items()}, "timm"),
+        (
+            lambda state: {f"model.{name}": value for name, value in huggingface_from_native(state, "swinv2.").items()},
+            "huggingface",
+        ),
+        (
+            lambda state: {f"module.model.encoder.{name}": value for name, value in state.items() if "head" not in name},
+            "simmim",
+        ),
     ],
-    ids=["ours", "timm-headless", "timm-mixed", "parallel", "masks", "k-bias", "rpe", "huggingface", "huggingface-bare"],
+    ids=[
+        "ours",
+        "timm-headless",
+        "timm-mixed",
+        "parallel",
+        "masks",
+        "k-bias",
+        "rpe",
+        "huggingface",
+        "huggingface-bare",
+        "wrapped",
+        "wrapped-timm",
+        "wrapped-huggingface",
+        "wrapped-simmim",
+    ],
 )
 @pytest.mark.parametrize("container", ["safetensors", "pth", "state_dict", "legacy"])
 def test_layout_is_recognized_by_content(
@@ -161,6 +185,43 @@ def test_layout_is_recognized_by_content(
     assert weights.format == expected
     headless = all("head" not in name and "classifier" not in name for name in tensors)
     assert_same(weights, {name: tensor for name, tensor in state.items() if not (headless and name.startswith("head."))})
+
+
+def test_what_was_taken_off_the_names_is_said(native: tuple[SwinV2Config, dict[str, Tensor]], tmp_path: Path) -> None:
+    _, state = native
+    save_file({f"net.model.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
+
+    assert "Took 'net.model.' off the names." in load_weights(tmp_path / "wrapped.safetensors").notes
+
+
+def test_of_two_models_in_one_file_none_is_chosen(native: tuple[SwinV2Config, dict[str, Tensor]], tmp_path: Path) -> None:
+    _, state = native
+    both = {f"{who}.{name}": tensor.clone() for who in ("teacher", "student") for name, tensor in state.items()}
+    save_file(both, tmp_path / "both.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"no 'patch_embed.proj.weight', but names like student\."):
+        load_weights(tmp_path / "both.safetensors")
+
+
+def test_what_is_beside_a_wrapped_model_is_listed(native: tuple[SwinV2Config, dict[str, Tensor]], tmp_path: Path) -> None:
+    config, state = native
+    save_file(
+        {f"model.{name}": tensor for name, tensor in state.items()} | {"neck.0.weight": torch.zeros(1)}, tmp_path / "w.st"
+    )
+
+    with pytest.raises(CheckpointError, match=r"1 unexpected: neck\.0\.weight"):
+        load_model(tmp_path / "w.st", config=config)
+
+
+def test_the_other_swinv2_of_timm_is_named(tmp_path: Path) -> None:
+    tensors = {
+        "patch_embed.proj.weight": torch.zeros(8, 3, 4, 4),
+        "stages.0.blocks.0.attn.meta_mlp.fc1.weight": torch.zeros(4, 2),
+    }
+    save_file(tensors, tmp_path / "cr.safetensors")
+
+    with pytest.raises(CheckpointError, match="timm's swinv2_cr, another model"):
+        load_weights(tmp_path / "cr.safetensors")
 
 
 def test_half_precision_becomes_float32_and_is_noted(native: tuple[SwinV2Config, dict[str, Tensor]], tmp_path: Path) -> None:

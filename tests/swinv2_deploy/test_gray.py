@@ -15,6 +15,7 @@ from calibration.dataset import ImageFolder
 from reference_model.checkpoint import CheckpointError
 from reference_model.config import SwinV2Config, make_config
 from reference_model.preprocessing import GRAY_MEAN, Preprocessing, PreprocessingError, read_image
+from reference_model.variants import VARIANTS
 from swinv2_deploy.artifacts import LINEAGE, ModelArtifact, WeightsOrigin, read_artifact
 from swinv2_deploy.errors import ArtifactError, SpecError
 from swinv2_deploy.export import ExportSpec, export
@@ -146,6 +147,18 @@ def test_a_folder_tells_its_normalization_or_is_told_what_is_assumed(gray: Model
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(Preprocessing.published(32).to_huggingface()))
     with pytest.raises(CheckpointError, match="a mean for 3 channels, and the model reads 1"):
         resolve(SourceRequest(model=str(tmp_path)))
+
+
+def test_a_file_of_weights_tells_its_channels(gray: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A published architecture whose first layer was made for gray."""
+    rgb = replace(VARIANTS["nano"], name="swinv2-mini", size="mini", resolution=32, window="4", config=config(3))
+    monkeypatch.setitem(VARIANTS, rgb.name, rgb)
+    file = tmp_path / "gray.safetensors"
+    file.write_bytes(gray.file("model.safetensors").read_bytes())
+    found = resolve(SourceRequest(size="mini", resolution=32, window="4", weights=file))
+
+    assert (found.model.config.num_channels, found.preprocessing.mean) == (1, GRAY_MEAN)
+    assert any("reads gray" in note for note in found.notes)
 
 
 def test_an_artifact_that_contradicts_itself_is_refused(gray: ModelArtifact, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def make_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Mod
                 for parameter in model.parameters():
                     parameter += 0.1 * torch.randn_like(parameter)
         origin = WeightsOrigin(kind="trained" if trained else "untrained", source="test")
-        preprocessing = Preprocessing(size=(32, 32), resize_shortest=36)
+        preprocessing = Preprocessing(size=(32, 32), resize_shortest=36).with_channels(used.num_channels)
         source = Source(model=model, preprocessing=preprocessing, origin=origin, name="tiny")
         spec = ExportSpec(static=True) if static else ExportSpec(smallest=(16, 16), largest=(64, 96))
         return export(source, spec, tmp_path_factory.mktemp("artifacts") / "tiny")

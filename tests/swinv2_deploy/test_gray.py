@@ -133,6 +133,13 @@ def test_preprocessing_is_baked_for_rgb_only(channels: int, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_preprocessing_for_other_channels_is_not_exported(tmp_path: Path) -> None:
+    wrong = replace(source(1), preprocessing=Preprocessing(size=(32, 32), resize_shortest=36))
+    with pytest.raises(SpecError, match="a mean for 3 channels, and the model reads 1"):
+        export(wrong, ExportSpec(static=True), tmp_path / "wrong")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_tells_its_normalization_or_is_told_what_is_assumed(gray: ModelArtifact, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes(gray.file(name).read_bytes())

@@ -48,8 +48,7 @@ def export(
         progress: Called after every size at which a graph was run.
 
     Raises:
-        SpecError: When the size range is empty, the preprocessing is for other channels, or photographs would be prepared for a
-            model that does not read RGB.
+        SpecError: When the size range is empty, or the preprocessing is for other channels.
         ExportError: When a graph is wrong or a file cannot be made.
         ToleranceExceeded: When a graph is wrong somewhere on the full grid.
         UnsupportedModelError: When preprocessing is to be put before a model that takes no RGB pixels or more than pixels, or
@@ -64,11 +63,6 @@ def export(
         raise SpecError(
             f"The preprocessing has a mean for {source.preprocessing.channels} channels, and the model reads "
             f"{model.config.num_channels}; give it one for every channel."
-        )
-    if spec.bake_preprocessing and model.config.num_channels != 3:
-        raise SpecError(
-            f"--bake-preprocessing makes RGB of photographs, and the model reads {model.config.num_channels} channels; leave it "
-            "out."
         )
     resolutions = ranges["model"]
     asked = spec.resolution is not None and source.preprocessing.size != resolutions.opt

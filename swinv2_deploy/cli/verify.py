@@ -124,12 +124,14 @@ def verify_command(
         from calibration.samples import sample_folder
         from swinv2_deploy.verify import DEFAULTS, VerifySpec, check_sharing, load_tolerances, parse_back_ends, parse_sizes
 
-        split = None if data is None else split_of(data)
-        folder = sample_folder("verify") if data is None else data if split is None else split[1]
         if data is None:
+            folder = sample_folder("verify")
             output.say(f"No --data was given: taking the bundled photographs, {folder}")
-        elif split is not None:
+        elif (split := split_of(data)) is not None:
+            _, folder = split
             output.say(f"{data} has train and val: judging on {folder}")
+        else:
+            folder = data
         if tolerances is None and TOLERANCES.is_file():
             tolerances = TOLERANCES
             output.say(f"No --tolerances was given: taking the limits in {TOLERANCES}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,54 +14,32 @@ from PIL import Image
 
 from calibration.dataset import ImageFolder
 from reference_model.checkpoint import CheckpointError
-from reference_model.config import SwinV2Config, make_config
 from reference_model.preprocessing import GRAY_MEAN, Preprocessing, PreprocessingError, read_image
 from reference_model.variants import VARIANTS
-from swinv2_deploy.artifacts import LINEAGE, ModelArtifact, WeightsOrigin, read_artifact
+from swinv2_deploy.artifacts import LINEAGE, ModelArtifact, file_sha256, read_artifact
 from swinv2_deploy.errors import ArtifactError, SpecError, UnsupportedModelError
 from swinv2_deploy.export import ExportSpec, export
 from swinv2_deploy.modeling.request import SourceRequest
-from swinv2_deploy.modeling.source import Source, resolve, untrained_model
+from swinv2_deploy.modeling.source import resolve, source_from_artifact
 from swinv2_deploy.pipeline import plan_pruning, prune_artifact
 from swinv2_deploy.prune.spec import PruneSpec
 from swinv2_deploy.quantize.ptq import quantize
 from swinv2_deploy.quantize.spec import QuantizeSpec
+from swinv2_deploy.runtime import load_runner
 from swinv2_deploy.training.data import TrainingImages
 from swinv2_deploy.training.spec import TrainSpec, parse_phases
 from swinv2_deploy.training.start import prepare
 from swinv2_deploy.verify import VerifySpec, verify
 
-CLASSES = ("cat", "cow", "dog", "hen", "owl", "pig", "yak")
 
-
-def config(channels: int) -> SwinV2Config:
-    return make_config(
-        embed_dim=16,
-        depths=(2, 2),
-        num_heads=(2, 4),
-        window_size=4,
-        image_size=32,
-        patch_size=2,
-        num_channels=channels,
-        num_classes=len(CLASSES),
-        labels=CLASSES,
-    )
-
-
-def source(channels: int) -> Source:
-    recipe = Preprocessing(size=(32, 32), resize_shortest=36).with_channels(channels)
-    origin = WeightsOrigin(kind="trained", source="test")
-    return Source(model=untrained_model(config(channels), seed=0), preprocessing=recipe, origin=origin, name="other")
+@pytest.fixture(scope="module")
+def gray(make_artifact: Callable[..., ModelArtifact], tiny_artifact: ModelArtifact) -> ModelArtifact:
+    return make_artifact(replace(tiny_artifact.config, num_channels=1))
 
 
 @pytest.fixture(scope="module")
-def gray(tmp_path_factory: pytest.TempPathFactory) -> ModelArtifact:
-    return export(source(1), ExportSpec(smallest=(16, 16), largest=(64, 64)), tmp_path_factory.mktemp("gray") / "gray")
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> ModelArtifact:
-    return export(source(4), ExportSpec(smallest=(16, 16), largest=(64, 64)), tmp_path_factory.mktemp("four") / "four")
+def four(make_artifact: Callable[..., ModelArtifact], tiny_artifact: ModelArtifact) -> ModelArtifact:
+    return make_artifact(replace(tiny_artifact.config, num_channels=4))
 
 
 @pytest.fixture
@@ -126,15 +105,16 @@ def test_four_channels_are_refused_where_photographs_are_needed(
     assert plan_pruning(four, replace(spec, criterion="magnitude"), None).after.heads < sum(map(sum, four.config.num_heads))
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_preprocessing_is_baked_for_rgb_only(channels: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", ["gray", "four"])
+def test_preprocessing_is_baked_for_rgb_only(channels: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    source = source_from_artifact(request.getfixturevalue(channels))
     with pytest.raises(UnsupportedModelError, match="can be put before RGB pixels alone"):
-        export(source(channels), ExportSpec(static=True, bake_preprocessing=True), tmp_path / "baked")
+        export(source, ExportSpec(static=True, bake_preprocessing=True), tmp_path / "baked")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_preprocessing_for_other_channels_is_not_exported(tmp_path: Path) -> None:
-    wrong = replace(source(1), preprocessing=Preprocessing(size=(32, 32), resize_shortest=36))
+def test_preprocessing_for_other_channels_is_not_exported(gray: ModelArtifact, tmp_path: Path) -> None:
+    wrong = replace(source_from_artifact(gray), preprocessing=Preprocessing(size=(32, 32), resize_shortest=36))
     with pytest.raises(SpecError, match="a mean for 3 channels, and the model reads 1"):
         export(wrong, ExportSpec(static=True), tmp_path / "wrong")
     assert list(tmp_path.iterdir()) == []
@@ -156,9 +136,11 @@ def test_a_folder_tells_its_normalization_or_is_told_what_is_assumed(gray: Model
         resolve(SourceRequest(model=str(tmp_path)))
 
 
-def test_a_file_of_weights_tells_its_channels(gray: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_weights_tells_its_channels(
+    gray: ModelArtifact, tiny_artifact: ModelArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A published architecture whose first layer was made for gray."""
-    rgb = replace(VARIANTS["nano"], name="swinv2-mini", size="mini", resolution=32, window="4", config=config(3))
+    rgb = replace(VARIANTS["nano"], name="swinv2-mini", size="mini", resolution=32, window="4", config=tiny_artifact.config)
     monkeypatch.setitem(VARIANTS, rgb.name, rgb)
     file = tmp_path / "gray.safetensors"
     file.write_bytes(gray.file("model.safetensors").read_bytes())
@@ -173,8 +155,6 @@ def test_an_artifact_that_contradicts_itself_is_refused(gray: ModelArtifact, tmp
         (tmp_path / name).write_bytes((gray.path / name).read_bytes())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(Preprocessing.published(32).to_huggingface()))
     lineage = json.loads((tmp_path / LINEAGE).read_text())
-    from swinv2_deploy.artifacts import file_sha256
-
     lineage["files"]["preprocessor_config.json"] = file_sha256(tmp_path / "preprocessor_config.json")
     (tmp_path / LINEAGE).write_text(json.dumps(lineage))
     with pytest.raises(ArtifactError, match="a mean for 3 channels, and its model reads 1"):
@@ -182,8 +162,6 @@ def test_an_artifact_that_contradicts_itself_is_refused(gray: ModelArtifact, tmp
 
 
 def test_the_runner_gets_gray_pixels(gray: ModelArtifact, images: ImageFolder) -> None:
-    from swinv2_deploy.runtime import load_runner
-
     pixels = np.stack([gray.preprocessing(read_image(path)) for path in images.paths[:2]])
     assert pixels.shape == (2, 1, 32, 32)
-    assert load_runner(gray, "model").run(pixels)["logits"].shape == (2, len(CLASSES))
+    assert load_runner(gray, "model").run(pixels)["logits"].shape == (2, gray.config.num_classes)
